@@ -3,6 +3,7 @@
 //! Times are milliseconds since the Unix epoch. The server refuses unknown fields of requests, so that a
 //! misspelled field is noticed; clients ignore unknown fields of responses.
 
+mod cost;
 mod encoding;
 mod environments;
 mod github;
@@ -22,6 +23,10 @@ mod warm_up;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use cost::{
+    AllowBudget, BudgetView, CostView, GetCost, MonthCostView, ProjectCostView,
+    PullRequestCostView, SpendingView,
+};
 pub(crate) use encoding::dollars;
 pub use environments::{EnvironmentImage, EnvironmentView, ListEnvironments, RebuildEnvironment};
 pub use github::{DeliveryOutcome, DeliveryView, GithubView, ReconciledView};

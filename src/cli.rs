@@ -11,6 +11,8 @@ pub mod jobs;
 pub mod logs;
 pub mod runs;
 
+pub mod budget;
+pub mod cost;
 pub mod environments;
 pub mod fleets;
 pub mod github;

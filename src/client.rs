@@ -14,11 +14,11 @@ use stagely_state::ids::{EnvironmentId, JobId, MachineId, PreviewId, RunId};
 use url::{Url, form_urlencoded};
 
 use crate::api::{
-    AddMachine, AddProject, AddedMachine, CreateRun, CreateToken, CreateWarmUp, CreatedToken,
-    EnvironmentView, ExecRequest, ExtendPreview, GithubView, JobView, ListEnvironments,
-    ListMachines, ListPreviews, ListRuns, LogRange, MachineView, PreviewLogRange, PreviewView,
-    ProjectView, QueueView, RebuildEnvironment, RebuildRun, RunView, SecretView, SetSecret,
-    SweepView, WarmUpView,
+    AddMachine, AddProject, AddedMachine, AllowBudget, BudgetView, CreateRun, CreateToken,
+    CreateWarmUp, CreatedToken, EnvironmentView, ExecRequest, ExtendPreview, GetCost, GithubView,
+    JobView, ListEnvironments, ListMachines, ListPreviews, ListRuns, LogRange, MachineView,
+    MonthCostView, PreviewLogRange, PreviewView, ProjectView, QueueView, RebuildEnvironment,
+    RebuildRun, RunView, SecretView, SetSecret, SweepView, WarmUpView,
 };
 use connection::{Connection, REQUEST_LIMIT};
 
@@ -383,6 +383,23 @@ impl Client {
     /// [`ClientError`]
     pub async fn queue(&self) -> Result<QueueView, ClientError> {
         self.connection.get("queue").await
+    }
+
+    /// Gets what a month has cost.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn cost(&self, which: &GetCost) -> Result<MonthCostView, ClientError> {
+        let request = self.connection.request(Method::GET, "cost").query(which);
+        self.connection.json(request.timeout(REQUEST_LIMIT)).await
+    }
+
+    /// Allows a project or a pull request more than its budget.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn allow_budget(&self, allow: &AllowBudget) -> Result<BudgetView, ClientError> {
+        self.connection.post("budget", allow).await
     }
 
     /// Creates a bearer token.

@@ -4,12 +4,14 @@
 
 mod addresses;
 mod agents;
+mod budget;
 mod builders;
 mod core;
 mod error;
 mod fleets;
 mod github;
 mod previews;
+mod prices;
 mod projects;
 mod registry;
 mod schedule;
@@ -33,12 +35,14 @@ use stagely_state::ids::MachineId;
 use stagely_state::{Fleet, Limits, Priorities, ProviderName, Usd};
 
 pub use agents::AgentsConfig;
+pub use budget::BudgetConfig;
 pub use builders::BuilderConfig;
 pub use core::CoreConfig;
 pub use error::ConfigError;
 pub use fleets::FleetConfig;
 pub use github::{GithubConfig, GithubCredentials};
 pub use previews::PreviewConfig;
+pub use prices::PriceConfig;
 pub use projects::ProjectConfig;
 pub use registry::{RegistryConfig, check_registry};
 pub use schedule::Schedule;
@@ -70,6 +74,8 @@ pub struct Config {
     pub warm_up: WarmUpConfig,
     pub github: GithubConfig,
     pub priorities: Priorities,
+    pub prices: PriceConfig,
+    pub budget: BudgetConfig,
     pub projects: Vec<ProjectConfig>,
 }
 
@@ -115,6 +121,7 @@ impl Config {
         self.provider_tables().check()?;
         self.check_reachable()?;
         self.check_prices()?;
+        self.check_budget()?;
         self.check_qemu()?;
         self.github.check()?;
         projects::check(&self.projects)?;
@@ -222,6 +229,8 @@ impl Config {
             capacity_wait: self.builders.capacity_wait,
             capacity_limit: self.builders.capacity_limit,
             previews: self.previews.limits(self.agents.give_up_after),
+            prices: self.prices(),
+            budget: self.budget.limits(),
         }
     }
 }

@@ -8,6 +8,9 @@ pub(crate) mod retry;
 pub mod wait;
 pub mod waits;
 
+pub(crate) mod costs;
+mod spot_prices;
+
 pub mod plan;
 pub mod warm_up;
 
@@ -89,6 +92,7 @@ use self::registry::Registry;
 use self::retention::Retention;
 use self::secrets::SecretStore;
 use self::sessions::Sessions;
+use self::spot_prices::SpotPriceReader;
 use self::store::Store;
 use self::sweep::Sweeps;
 use self::warm_up::WarmUp;
@@ -303,6 +307,7 @@ impl Parts {
         let warm_up = WarmUp::new(&self.config.warm_up, &self.records, &self.intake)?;
         let endpoints = self.endpoints(tokens, sweeps.clone(), status.clone())?;
         let follower = self.preview_follower();
+        let spot_prices = self.spot_prices();
         let Self { config, store, secrets, logs, archives, records, events, intake, stop, .. } =
             self;
         let retained = store.clone();
@@ -324,6 +329,7 @@ impl Parts {
             tasks.spawn(infallible(Arc::clone(sweep).run(stop.clone())));
         }
         tasks.spawn(infallible(follower.run(stop.clone())));
+        tasks.spawn(infallible(spot_prices.run(stop.clone())));
         if let Some(warm_up) = warm_up {
             tasks.spawn(infallible(warm_up.run(stop.clone())));
         }
@@ -351,6 +357,15 @@ impl Parts {
             links: self.preview_links(),
             routes,
             activity,
+            events: self.events.clone(),
+        }
+    }
+
+    fn spot_prices(&self) -> SpotPriceReader {
+        SpotPriceReader {
+            config: Arc::clone(&self.config),
+            providers: self.providers.clone(),
+            records: self.records.clone(),
             events: self.events.clone(),
         }
     }

@@ -13,8 +13,9 @@ use stagely::cli::run::outcome::EXIT_FAILED;
 use stagely::cli::settings::{ServiceArgs, SettingsArgs};
 use stagely::cli::signals::stop_token;
 use stagely::cli::{
-    approve, cancel, doctor, environments, explain, fleets, github, jobs, logs, machines, previews,
-    project, queue, rebuild, run, runs, schema, secret, sweep, token, validate, warm,
+    approve, budget, cancel, cost, doctor, environments, explain, fleets, github, jobs, logs,
+    machines, previews, project, queue, rebuild, run, runs, schema, secret, sweep, token, validate,
+    warm,
 };
 use stagely::core::damage::DamagedDatabase;
 use stagely::core::{self, FolderCheck};
@@ -77,6 +78,8 @@ enum Command {
     Sweep(sweep::SweepArgs),
     Fleets(fleets::FleetsArgs),
     Queue(queue::QueueArgs),
+    Cost(cost::CostArgs),
+    Budget(budget::BudgetArgs),
     Token(token::TokenArgs),
     Doctor(doctor::DoctorArgs),
     Core(CoreArgs),
@@ -198,6 +201,8 @@ async fn perform(command: Command) -> anyhow::Result<ExitCode> {
         Command::Sweep(arguments) => sweep::sweep(arguments).await,
         Command::Fleets(arguments) => fleets::fleets(&arguments),
         Command::Queue(arguments) => queue::queue(arguments).await,
+        Command::Cost(arguments) => cost::cost(arguments).await,
+        Command::Budget(arguments) => budget::budget(arguments).await,
         Command::Token(arguments) => token::token(arguments).await,
         Command::Doctor(arguments) => Box::pin(doctor::doctor(arguments)).await,
         Command::Core(arguments) => Box::pin(run_core(&arguments)).await,

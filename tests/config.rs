@@ -10,7 +10,7 @@ use stagely::config::{ByteSize, Config, ConfigError};
 use stagely_protocol::Arch;
 use stagely_provider::AgentEnvironment;
 use stagely_provider::settings::MarketPolicy;
-use stagely_state::{Fleet, PreviewLimits, ProviderName, Usd};
+use stagely_state::{Budget, Extras, Fleet, MachineSize, PreviewLimits, ProviderName, Usd};
 
 fn sample() -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("stagely.sample.toml");
@@ -90,6 +90,12 @@ fn the_examples_in_the_sample_are_valid_settings() {
         config.github.private_key_file.is_none(),
         config.github.token_file.is_none(),
         config.github.webhook_secret_file.is_none(),
+        config.prices.local.is_none(),
+        config.prices.qemu.is_none(),
+        config.budget.month.is_none(),
+        config.budget.project.is_none(),
+        config.budget.projects.is_empty(),
+        config.budget.pull_request.is_none(),
         config.projects.is_empty(),
     ];
     assert!(!unset.contains(&true), "{unset:?} in\n{text}");
@@ -129,6 +135,8 @@ fn the_sample_shows_every_setting() {
         "retention",
         "github",
         "priorities",
+        "prices",
+        "budget",
         "[projects]",
     ] {
         let error = error(&format!("[{table}]\nno-such-key = 1\n"));
@@ -416,4 +424,42 @@ fn repositories_are_cloned_from_the_host_of_the_api() {
         let repository = "acme/shop".parse().unwrap();
         assert_eq!(config.github.clone_address(&repository).as_str(), address);
     }
+}
+
+#[test]
+fn a_budget_needs_the_price_of_every_machine_and_amounts_are_of_dollars() {
+    let unpriced = "[aws]\ninstance-types.\"x9.huge\" = { arch = \"amd64\" }\nbuilders.amd64.large = [\"x9.huge\"]\n";
+    let aws = format!("{REACHED}[builders]\nprovider = \"aws\"\n{unpriced}");
+    read(&aws).unwrap();
+    let budget = error(&format!("{aws}[budget]\nmonth = 100\n"));
+    assert!(budget.contains("budget: needs the price") && budget.contains("x9.huge"), "{budget}");
+    let negative = error("[budget]\nmonth = -1.0\n");
+    assert!(negative.contains("line 2") && negative.contains("US dollars"), "{negative}");
+    let of_project = error("[budget]\nprojects = { app = \"much\" }\n");
+    assert!(of_project.contains("line 2"), "{of_project}");
+    let unknown = error("[prices]\naws-adress = 0.005\n");
+    assert!(unknown.contains("aws-adress") && unknown.contains("aws-address"), "{unknown}");
+}
+
+#[test]
+fn prices_and_budgets_of_the_configuration_are_those_of_core() {
+    let text = "[builders]\nprovider = \"aws\"\n[aws]\nbuilders.amd64.medium = [\"c5.xlarge\", \"c5.2xlarge\"]\n\
+                [prices]\naws-disk = 0.1\n[budget]\nmonth = 200\nprojects = { app = 80.5 }\npull-request = 2\n";
+    let limits = read(&format!("{REACHED}{text}")).unwrap().limits();
+    let medium = (ProviderName::Aws, Fleet::Builder, Arch::Amd64, MachineSize::Medium);
+    assert_eq!(limits.prices.machines[&medium], Usd(340_000), "the highest of its types");
+    let extras = limits.prices.extras[&ProviderName::Aws];
+    let expected = Extras { address: Usd(5_000), disk_gib_month: Usd(100_000), disk_gib: 50 };
+    assert_eq!(extras, expected);
+    let is_here = |(provider, ..): &&(ProviderName, Fleet, Arch, MachineSize)| {
+        *provider == ProviderName::Local
+    };
+    assert_eq!(limits.prices.machines.keys().find(is_here), None, "they cost nothing");
+    let budget = Budget {
+        month: Some(Usd(200_000_000)),
+        project: None,
+        projects: [("app".to_owned(), Usd(80_500_000))].into(),
+        pull_request: Some(Usd(2_000_000)),
+    };
+    assert_eq!(limits.budget, budget);
 }

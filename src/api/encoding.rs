@@ -42,3 +42,26 @@ pub(crate) mod dollars {
         Ok(amount.map(|amount| Usd((amount * 1e6).round() as u64)))
     }
 }
+
+/// As [`dollars`], for an amount that is always there.
+pub(crate) mod amount {
+    use serde::{Deserialize as _, Deserializer, Serializer};
+    use stagely_state::Usd;
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference to the field")]
+    pub(crate) fn serialize<S: Serializer>(amount: &Usd, to: S) -> Result<S::Ok, S::Error> {
+        #[expect(clippy::cast_precision_loss, reason = "exact below 9 billion dollars")]
+        to.serialize_f64(amount.0 as f64 / 1e6)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Usd, D::Error> {
+        let amount = f64::deserialize(from)?;
+        // Negative amounts and NaN become 0.
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "`as` saturates"
+        )]
+        Ok(Usd((amount * 1e6).round() as u64))
+    }
+}

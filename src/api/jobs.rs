@@ -6,6 +6,7 @@ use stagely_state::Timestamp;
 use stagely_state::ids::{JobId, MachineId, RunId};
 use utoipa::ToSchema;
 
+use super::cost::CostView;
 use super::queue::QueuePosition;
 use super::wait::WaitView;
 
@@ -141,6 +142,9 @@ pub struct JobView {
     #[schema(value_type = Option<String>)]
     #[serde(rename = "kept_from")]
     pub reused_from: Option<JobId>,
+    /// What the machines have cost that were launched for the job; null if that is nothing or no price is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<CostView>,
     /// What the job waits for outside of core: capacity at a provider, or a provider that does not answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wait: Option<WaitView>,

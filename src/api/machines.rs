@@ -77,15 +77,17 @@ pub struct MachineView {
     /// Whether the machine is launched on demand whatever the fleet's market, because its job has no
     /// further attempt.
     pub on_demand: bool,
-    /// The price of an hour, in US dollars; for a spot machine the maximum price. Null if unknown.
+    /// The price of an hour, with its address and disk, in US dollars. Null if unknown.
     #[serde(with = "dollars")]
     #[schema(value_type = Option<f64>, example = 0.17)]
     pub price_per_hour_usd: Option<Usd>,
-    /// The cost since the request, in US dollars, rounded up to a millionth; for a spot machine the
-    /// maximum cost. Null if no price is known.
+    /// The cost since the machine runs, in US dollars, rounded up to a millionth. Null if no price is known.
     #[serde(with = "dollars")]
     #[schema(value_type = Option<f64>, example = 0.0284)]
     pub cost_usd: Option<Usd>,
+    /// Whether the cost is approximate: the price of a spot machine is read every 5 minutes.
+    #[serde(default)]
+    pub cost_is_approximate: bool,
     /// The machine's status.
     pub status: MachineStatus,
     /// The cloud's notice of interruption: `notice` is `likely`, or `certain` with `at`.

@@ -9,6 +9,7 @@ use stagely_state::ids::{EnvironmentId, ProjectId, RunId};
 use stagely_state::{Approval, CancelReason, Timestamp, Trigger};
 use utoipa::{IntoParams, ToSchema};
 
+use super::cost::SpendingView;
 use super::encoding::{expose, expose_all};
 use super::jobs::JobView;
 use super::wait::WaitView;
@@ -213,6 +214,9 @@ pub struct RunView {
     pub saved_machines: usize,
     /// The number of machines launched for the run that still exist.
     pub live_machines: usize,
+    /// What the run's jobs have cost, also while machines still run; null if that is nothing or no price is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<SpendingView>,
     /// What the run waits for outside of core: a repository, GitHub or a registry that does not answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wait: Option<WaitView>,

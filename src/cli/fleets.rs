@@ -212,11 +212,11 @@ mod tests {
             let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
             assert!(shown.lines().any(|line| words(line) == row), "{row}\n{shown}");
         };
-        has("builder amd64 digitalocean on-demand medium c-4 $0.1250");
-        has("builder arm64 aws spot-first medium c7g.xlarge $0.1450, c6g.xlarge $0.1360");
-        has("preview amd64 digitalocean on-demand large s-4vcpu-8gb $0.0715");
+        has("builder amd64 digitalocean on-demand medium c-4 $0.125");
+        has("builder arm64 aws spot-first medium c7g.xlarge $0.145, c6g.xlarge $0.136");
+        has("preview amd64 digitalocean on-demand large s-4vcpu-8gb $0.071");
         has("tester amd64 none any none are launched; machines can be registered");
-        has("a spot builder costs at most $0.2000 an hour");
+        has("a spot builder costs at most $0.200 an hour");
     }
 
     #[test]

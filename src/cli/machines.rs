@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use stagely_protocol::Arch;
 use stagely_state::ids::MachineId;
-use stagely_state::{Fleet, Interruption, MachineKind, Market, Usd};
+use stagely_state::{Fleet, Interruption, MachineKind, Usd};
 
 use super::connect::ServerArgs;
 use super::output::{local_time, print, short_time};
@@ -18,8 +18,8 @@ const OVERDUE_SECONDS: i64 = 300;
 
 /// Lists machines with their leases and costs, and registers machines
 ///
-/// A terminal shows as many columns as fit; --json prints all. A cost marked ≤ is the maximum cost of a
-/// spot machine.
+/// A terminal shows as many columns as fit; --json prints all. A cost marked ≈ is that of a spot machine, whose price is
+/// read every 5 minutes.
 #[derive(Args, Debug)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct MachinesArgs {
@@ -187,8 +187,8 @@ fn lease(machine: &MachineView) -> String {
 }
 
 fn cost(machine: &MachineView) -> String {
-    let bound = if machine.market == Some(Market::Spot) { "≤" } else { "" };
-    machine.cost_usd.map_or_else(|| "-".to_owned(), |cost| format!("{bound}{cost}"))
+    let sign = if machine.cost_is_approximate { "≈" } else { "" };
+    machine.cost_usd.map_or_else(|| "-".to_owned(), |cost| format!("{sign}{cost}"))
 }
 
 /// A note on a machine that needs attention.
@@ -219,8 +219,8 @@ fn total(machines: &[MachineView]) -> Option<String> {
     let costs =
         known.iter().filter_map(|machine| machine.cost_usd).map(|Usd(millionths)| millionths);
     let sum = Usd(costs.reduce(u64::saturating_add)?);
-    let is_bound = known.iter().any(|machine| machine.market == Some(Market::Spot));
-    let bound = if is_bound { "at most " } else { "" };
+    let is_approximate = known.iter().any(|machine| machine.cost_is_approximate);
+    let sign = if is_approximate { "≈ " } else { "" };
     let others = match machines.len() - known.len() {
         0 => String::new(),
         others => format!(", {others} without a price"),
@@ -229,12 +229,12 @@ fn total(machines: &[MachineView]) -> Option<String> {
         1 => "1 machine".to_owned(),
         count => format!("{count} machines"),
     };
-    Some(format!("{count}, {bound}{sum} in all{others}"))
+    Some(format!("{count}, {sign}{sum} in all{others}"))
 }
 
 #[cfg(test)]
 mod tests {
-    use stagely_state::{MachineSize, ProviderName, Timestamp};
+    use stagely_state::{MachineSize, Market, ProviderName, Timestamp};
 
     use super::*;
 
@@ -255,6 +255,7 @@ mod tests {
             on_demand: false,
             price_per_hour_usd: Some(Usd(340_000)),
             cost_usd: Some(Usd(56_667)),
+            cost_is_approximate: false,
             status: MachineStatus::Busy,
             interruption: None,
             connected: true,
@@ -280,6 +281,7 @@ mod tests {
             market: None,
             price_per_hour_usd: None,
             cost_usd: None,
+            cost_is_approximate: false,
             status: MachineStatus::Ready,
             job_id: None,
             lease_until: None,
@@ -292,6 +294,7 @@ mod tests {
     fn all() -> Vec<MachineView> {
         let spot = MachineView {
             market: Some(Market::Spot),
+            cost_is_approximate: true,
             status: MachineStatus::Terminating,
             connected: false,
             ..view(2)
@@ -319,13 +322,10 @@ mod tests {
     }
 
     #[test]
-    fn a_spot_cost_is_a_maximum_and_a_missing_price_is_a_dash() {
+    fn a_spot_cost_is_approximate_and_a_missing_price_is_a_dash() {
         let text = machines_text(&all(), None);
-        assert!(text.contains("  ≤$0.0567") && text.contains("  $0.0567"), "{text}");
-        assert!(
-            text.ends_with("\n3 machines, at most $0.1134 in all, 1 without a price"),
-            "{text}"
-        );
+        assert!(text.contains("  ≈$0.057") && text.contains("  $0.057"), "{text}");
+        assert!(text.ends_with("\n3 machines, ≈ $0.113 in all, 1 without a price"), "{text}");
         let text = machines_text(&[registered()], None);
         assert!(text.contains("  -") && !text.contains("in all"), "{text}");
     }

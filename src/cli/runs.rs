@@ -57,9 +57,10 @@ fn runs_table(runs: &[RunView]) -> String {
             run.status.as_str().to_owned(),
             local_time(run.created_at),
             time.unwrap_or_default(),
+            run.cost.map(|cost| cost.spending().total().to_string()).unwrap_or_default(),
         ]
     });
-    table(["RUN", "PROJECT", "ENVIRONMENT", "COMMIT", "STATUS", "CREATED", "TIME"], rows)
+    table(["RUN", "PROJECT", "ENVIRONMENT", "COMMIT", "STATUS", "CREATED", "TIME", "COST"], rows)
 }
 
 pub(super) fn short(commit: &CommitSha) -> String {

@@ -5,6 +5,7 @@ mod auth;
 mod binaries;
 mod client_body;
 mod connections;
+mod costs;
 mod environments;
 mod error;
 mod extract;
@@ -174,6 +175,8 @@ fn front(endpoints: Endpoints) -> Front {
                 .merge(OpenApiRouter::new().routes(routes!(webhooks::take)).with_state(webhooks))
                 .routes(routes!(warm_ups::create))
                 .routes(routes!(warm_ups::schedule))
+                .routes(routes!(costs::get))
+                .routes(routes!(costs::allow))
                 .routes(routes!(tokens::create)),
         )
         .merge(OpenApiRouter::new().routes(routes!(binaries::get)).with_state(binaries))

@@ -12,12 +12,13 @@ use anyhow::Context as _;
 use stagely_protocol::{ErrorChain, Fingerprint};
 use stagely_state::ids::{PreviewId, RunId};
 use stagely_state::{
-    Changes, Effect, EffectId, Ended, Event, FingerprintChange, PreviewState, Run, State,
+    BudgetUse, BudgetWarning, Changes, Effect, EffectId, Ended, Event, FingerprintChange,
+    PreviewState, Run, State,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet, spawn_blocking};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error};
+use tracing::{debug, error, warn};
 
 use super::clock::{new_bits, now};
 use super::effects::{Effects, Verdict};
@@ -208,6 +209,11 @@ impl Orchestrator {
             let outcome = self.state.step(input.event, now, &mut new_bits);
             for anomaly in &outcome.anomalies {
                 error!(%anomaly, count = self.state.anomalies, "an event does not apply to a record");
+            }
+            for BudgetWarning { project, month, used } in &outcome.warnings {
+                let project = self.state.projects.get(project).map(|found| found.name.as_str());
+                let BudgetUse { limit, spent, reserved } = used;
+                warn!(project, %month, %limit, %spent, %reserved, "a budget is nearly used up");
             }
             attach(&mut batch, input.attached, &outcome.fingerprints);
             effects.extend(outcome.effects);

@@ -94,7 +94,7 @@ async fn a_complete_account_has_all_permissions_and_offers() {
     let is_default =
         |offer: &&Value| offer["fleet"] == "builder" && offer["instance_type"] == "c5.xlarge";
     let offer = offers.iter().find(is_default).unwrap();
-    assert_eq!((&offer["price"], &offer["spot"]), (&"$0.1700".into(), &true.into()));
+    assert_eq!((&offer["price"], &offer["spot"]), (&"$0.170".into(), &true.into()));
     assert!(report.get("policy").is_none());
     assert_eq!(cloud.instances().await, [], "a dry run starts nothing");
 

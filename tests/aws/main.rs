@@ -9,6 +9,7 @@ mod moto;
 mod proxy;
 
 mod launches;
+mod spot_prices;
 
 mod faults;
 

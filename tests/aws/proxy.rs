@@ -49,6 +49,8 @@ struct Shared {
     /// The request and response of each client token.
     tokens: tokio::sync::Mutex<HashMap<String, (Parameters, Bytes)>>,
     page_size: Mutex<Option<u32>>,
+    /// The prices of the spot market, by type and zone; `None`: moto's own.
+    spot_prices: Mutex<Option<Vec<SpotPrice>>>,
     is_behind: Mutex<bool>,
     held: watch::Sender<usize>,
 }
@@ -108,6 +110,11 @@ impl Proxy {
         *self.shared.is_behind.lock().unwrap() = is_behind;
     }
 
+    /// The prices of the spot market from now on: moto has a fixed one.
+    pub(crate) fn set_spot_prices(&self, prices: &[SpotPrice]) {
+        *self.shared.spot_prices.lock().unwrap() = Some(prices.to_vec());
+    }
+
     /// All requests for `action` so far.
     pub(crate) fn seen(&self, action: &str) -> Vec<Parameters> {
         let seen = self.shared.seen.lock().unwrap();
@@ -130,6 +137,10 @@ async fn answer(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Byt
     let fate = shared.fate_of(&action, &parameters);
     if let Some(Fate::Refused(code, status)) = fate {
         return refusal(code, status);
+    }
+    let prices = shared.spot_prices.lock().unwrap().clone();
+    if let Some(prices) = prices.filter(|_| action == "DescribeSpotPriceHistory") {
+        return xml(StatusCode::OK, price_history(&prices, &parameters));
     }
     if action == "DescribeInstances" && *shared.is_behind.lock().unwrap() {
         return xml(StatusCode::OK, NO_INSTANCES);
@@ -214,6 +225,34 @@ impl Shared {
         let answer = request.header("x-moto-account-id", &self.account).send().await.unwrap();
         (answer.status(), answer.bytes().await.unwrap())
     }
+}
+
+/// A price of an hour: type, zone, amount, and how many hours ago it began.
+pub(crate) type SpotPrice = (&'static str, &'static str, &'static str, i64);
+
+/// One price a page, as far as the request wants it.
+fn price_history(prices: &[SpotPrice], parameters: &Parameters) -> String {
+    let is_wanted = |(name, ..): &&SpotPrice| {
+        let mut wanted = parameters.iter().filter(|(key, _)| key.starts_with("InstanceType."));
+        wanted.any(|(_, value)| value == name)
+    };
+    let page: usize = parameters.get("NextToken").map_or(0, |token| token.parse().unwrap());
+    let wanted: Vec<&SpotPrice> = prices.iter().filter(is_wanted).collect();
+    let item = wanted.get(page).map_or_else(String::new, |(name, zone, price, hours)| {
+        let at = 1_796_000_000 - hours * 3600;
+        let at = jiff::Timestamp::from_second(at).unwrap();
+        format!(
+            "<item><instanceType>{name}</instanceType><productDescription>Linux/UNIX</productDescription>\
+             <spotPrice>{price}</spotPrice><timestamp>{at}</timestamp>\
+             <availabilityZone>{zone}</availabilityZone></item>"
+        )
+    });
+    let next = if page + 1 < wanted.len() { (page + 1).to_string() } else { String::new() };
+    format!(
+        "<DescribeSpotPriceHistoryResponse xmlns=\"http://ec2.amazonaws.com/doc/2016-11-15/\">\
+         <requestId>prices</requestId><spotPriceHistorySet>{item}</spotPriceHistorySet>\
+         <nextToken>{next}</nextToken></DescribeSpotPriceHistoryResponse>"
+    )
 }
 
 const NO_INSTANCES: &str = "<DescribeInstancesResponse xmlns=\"http://ec2.amazonaws.com/doc/2016-11-15/\">\

@@ -217,7 +217,7 @@ fn fleets_shows_the_machines_of_a_configuration_and_refuses_an_invalid_one() {
     let shown = person.does(&["fleets", "--config", "right.toml"]).with(0).stdout;
     let row = |line: &&str| line.starts_with("builder") && line.contains(" large ");
     let row = shown.lines().find(row).unwrap();
-    for word in ["amd64", "aws", "spot-first", "c5.2xlarge $0.3400"] {
+    for word in ["amd64", "aws", "spot-first", "c5.2xlarge $0.340"] {
         assert!(row.contains(word), "{word}: {shown}");
     }
     let json = person.does(&["fleets", "--config", "right.toml", "--json"]).with(0).stdout;

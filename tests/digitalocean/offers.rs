@@ -132,7 +132,7 @@ async fn the_doctor_shows_offers_and_what_is_missing() {
     for part in [
         "active, 100 droplets at once",
         "amd64 in fra1: stagely-golden-amd64-3",
-        "$0.1251",
+        "$0.125",
         "DigitalOcean has no size c-16",
     ] {
         assert!(text.contains(part), "no {part:?} in {text}");

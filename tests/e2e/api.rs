@@ -71,6 +71,15 @@ async fn each_role_has_its_permissions_and_others_have_none() {
         ("write", &post, paths("previews/prev_ID/reset"), None, 404),
         ("write", &post, paths("previews/prev_ID/extend"), Some(json!({ "seconds": 60 })), 404),
         ("write", &delete, paths("previews/prev_ID"), None, 404),
+        ("read", &get, paths("cost"), None, 200),
+        ("read", &get, paths("cost?month=2026-11&project=ID"), None, 404),
+        (
+            "admin",
+            &post,
+            paths("budget"),
+            Some(json!({ "project": nothing, "amount_usd": 5.0 })),
+            404,
+        ),
         ("read", &get, paths("warm-up"), None, 200),
         ("write", &post, paths("projects/ID/warm-ups"), Some(json!({})), 404),
         ("write", &get, paths("projects/ID/secrets"), None, 404),
@@ -221,6 +230,8 @@ async fn the_api_serves_its_description_and_its_health() {
         "machines",
         "machines/{id}",
         "queue",
+        "cost",
+        "budget",
         "tokens",
     ] {
         let operations = paths[&format!("/api/v1/{path}")].as_object().unwrap();

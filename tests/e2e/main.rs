@@ -33,6 +33,7 @@ mod registered_machines;
 
 mod agents;
 mod api;
+mod budget;
 mod pages;
 mod previews;
 mod retention;

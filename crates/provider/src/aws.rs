@@ -12,6 +12,7 @@ mod images;
 mod instances;
 mod launch;
 mod offers;
+mod spot;
 
 mod check;
 pub mod policy;
@@ -28,8 +29,9 @@ use stagely_state::ids::{CoreId, MachineId};
 
 use crate::catalog::{Candidate, Catalog};
 use crate::settings::{ImageKind, SettingError};
-use crate::{LaunchError, LaunchRequest, Listing, Offer, Provider, ProviderError};
+use crate::{LaunchError, LaunchRequest, Listing, Offer, Provider, ProviderError, SpotPrices};
 use images::Images;
+use spot::Spot;
 
 pub use check::{ImageView, Permission, PermissionState, caller};
 pub use client::connect;
@@ -62,6 +64,7 @@ pub struct AwsProvider {
     /// The last candidate of each machine that may have been started. It is tried first in the next attempt, because
     /// EC2 knows its client token.
     unclear: Mutex<HashMap<MachineId, Candidate>>,
+    spot: Spot,
 }
 
 impl AwsProvider {
@@ -76,8 +79,8 @@ impl AwsProvider {
     ) -> Result<Self, SettingError> {
         let catalog = config.catalog()?;
         let images = Images::new(client.clone(), config);
-        let (config, unclear) = (config.clone(), Mutex::default());
-        Ok(Self { client, config, catalog, core_id, images, unclear })
+        let (config, unclear, spot) = (config.clone(), Mutex::default(), Spot::default());
+        Ok(Self { client, config, catalog, core_id, images, unclear, spot })
     }
 
     fn unclear(&self) -> std::sync::MutexGuard<'_, HashMap<MachineId, Candidate>> {
@@ -116,6 +119,10 @@ impl Provider for AwsProvider {
         // to wait up to five minutes before an instance counts as lost. Source: EC2 API reference, "Eventual
         // consistency".
         Listing { interval: Duration::from_mins(1), grace: Duration::from_mins(5) }
+    }
+
+    async fn spot_prices(&self, types: &[String]) -> Result<SpotPrices, ProviderError> {
+        self.read_spot_prices(types).await
     }
 
     async fn describe(&self) -> Result<Vec<Offer>, ProviderError> {

@@ -27,6 +27,7 @@ mod user_data;
 #[cfg(test)]
 mod fixtures;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -70,11 +71,20 @@ pub trait Provider: Send + Sync {
     /// Asks the provider for the machine types that the configuration names.
     async fn describe(&self) -> Result<Vec<Offer>, ProviderError>;
 
+    /// The prices of an hour of these machine types on the spot market, by type and zone. Later launches try the cheapest
+    /// zone first. Empty where there is no such market.
+    async fn spot_prices(&self, _: &[String]) -> Result<SpotPrices, ProviderError> {
+        Ok(SpotPrices::new())
+    }
+
     /// The images that its machines boot from.
     fn image_kind(&self) -> ImageKind {
         ImageKind::Golden
     }
 }
+
+/// Prices of an hour on the spot market, by machine type and zone.
+pub type SpotPrices = BTreeMap<(String, String), Usd>;
 
 /// How far a provider's list can be trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -213,6 +213,7 @@ impl Provider for LocalProvider {
             zone: None,
             market: Market::OnDemand,
             price: None,
+            spot_price: None,
         };
         let started = self.processes.was_started(request.machine).await;
         if started.map_err(|error| LaunchError::Unclear(error.into()))? {

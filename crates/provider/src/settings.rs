@@ -31,6 +31,16 @@ pub enum MarketPolicy {
     SpotFirst,
 }
 
+impl MarketPolicy {
+    /// Whether machines may be bought on the spot market.
+    pub const fn may_be_spot(self) -> bool {
+        match self {
+            Self::OnDemand => false,
+            Self::Spot | Self::SpotFirst => true,
+        }
+    }
+}
+
 /// The instance types of each size in the order in which they are tried: `[aws.builders.amd64]`,
 /// `medium = ["c5.xlarge"]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]

@@ -46,11 +46,21 @@ impl Step<'_> {
         }
         let now = self.now;
         let deadline = now.after(job.timeout).after(self.state.limits.grace_of(job));
+        if !self.extend_lease(machine, deadline) {
+            return self.lose_late_start(machine, id);
+        }
         if !self.move_job(id, JobEvent::Started { deadline }) {
             return;
         }
         self.state.change_job(id, |job| job.started_at = Some(now));
-        self.extend_lease(machine, deadline);
+    }
+
+    /// The job has begun so late that its machine would have to live for longer than was reserved, and the budget does not
+    /// suffice for that. The next attempt waits for money.
+    fn lose_late_start(&mut self, machine: MachineId, id: JobId) {
+        let message = "the job began too late for the lease of its machine, and the budget allows no longer one";
+        self.stop_work(machine, id, StopReason::NotWanted);
+        self.fail_attempt(id, JobFailure::machine_lost(message));
     }
 
     pub(super) fn report_job(&mut self, machine: MachineId, attempt: Attempt, report: JobReport) {

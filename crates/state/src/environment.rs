@@ -6,7 +6,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use stagely_protocol::{CommitSha, Digest, ImageRef};
 
-use super::{ApprovedCommit, Head, IllegalTransition, Report, Timestamp, VariantName};
+use super::{
+    ApprovedCommit, Head, IllegalTransition, Report, Spending, Timestamp, Usd, VariantName,
+};
 use crate::ids::{EnvironmentId, ProjectId, RunId};
 
 /// A pull request or branch of a project.
@@ -52,6 +54,12 @@ pub struct Environment {
     pub label_removed_at: Option<Timestamp>,
     #[serde(default)]
     pub report: Report,
+    /// What its machines have cost, as far as it is in the accounts.
+    #[serde(default, skip_serializing_if = "Spending::is_zero")]
+    pub spending: Spending,
+    /// What was allowed beyond the budget of a pull request.
+    #[serde(default, skip_serializing_if = "Usd::is_zero")]
+    pub allowance: Usd,
 }
 
 impl Environment {
@@ -74,6 +82,8 @@ impl Environment {
             last_command: 0,
             label_removed_at: None,
             report: Report::default(),
+            spending: Spending::default(),
+            allowance: Usd::ZERO,
         }
     }
 }

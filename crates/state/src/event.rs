@@ -11,7 +11,7 @@ use stagely_protocol::{Arch, CommitSha, Digest, ImageRef, InvalidValue, SystemIn
 use super::{
     Archive, Command, CommandVerdict, DeliveryId, Environment, Fleet, Head, HeadSource,
     Interruption, JobKind, JobReport, MachineSize, Placement, PlanFailure, Project, ProviderName,
-    PublishedReport, Run, SkippedBuild, Timestamp, VariantName,
+    PublishedReport, Run, SkippedBuild, Timestamp, Usd, VariantName,
 };
 use crate::ids::{EnvironmentId, JobId, MachineId, PreviewId, ProjectId, RunId, SessionId};
 
@@ -388,6 +388,19 @@ pub enum Event {
         archive: Option<Archive>,
         /// Why the volumes were not archived, for people.
         problem: Option<String>,
+    },
+    /// The spot market has a new price for a running machine.
+    SpotPriceChanged {
+        machine: MachineId,
+        /// For an hour of the machine itself.
+        price: Usd,
+    },
+    /// A person allows more than the budget of the configuration.
+    BudgetAllowed {
+        project: ProjectId,
+        /// For this pull request, in all; `None`: for the project, in this month.
+        pull_request: Option<EnvironmentId>,
+        amount: Usd,
     },
     Forgotten {
         /// Runs in a final state; their jobs are deleted as well. An environment is closed with its last run, and

@@ -12,7 +12,7 @@ impl Step<'_> {
     /// The agent has reported the image of `attempt` and goes on to export the cache.
     pub(super) fn begin_export(&mut self, id: MachineId, attempt: Attempt) {
         let deadline = self.now.after(self.state.limits.cache_export);
-        self.extend_lease(id, deadline);
+        let deadline = self.longest_export(id, deadline);
         self.state.change_machine(id, |machine| {
             let state = ExportState::Running { deadline };
             machine.exporting = Some(CacheExport { attempt, state });
@@ -21,6 +21,16 @@ impl Step<'_> {
         if let Some(Interruption::Certain { at }) = interruption {
             self.cut_export(id, at);
         }
+    }
+
+    /// Extends the lease for an export until `deadline`. If the budget does not suffice, the export ends before the lease.
+    fn longest_export(&mut self, id: MachineId, deadline: Timestamp) -> Timestamp {
+        if self.extend_lease(id, deadline) {
+            return deadline;
+        }
+        let lease = self.state.machines.get(&id).and_then(|machine| machine.lease_until);
+        let grace = self.state.limits.job_grace;
+        lease.map_or(deadline, |lease| lease.before(grace).min(deadline))
     }
 
     /// Ends the export no later than `at`, the moment at which the cloud takes the machine back.

@@ -1,12 +1,11 @@
-//! Fleets, providers, prices, placements and interruptions of machines.
+//! Fleets, providers, placements and interruptions of machines.
 
 use std::fmt;
 use std::str::FromStr;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::Timestamp;
+use super::{Timestamp, Usd};
 
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
@@ -101,34 +100,6 @@ impl fmt::Display for Market {
     }
 }
 
-/// An amount of money, in millionths of a US dollar.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
-#[serde(transparent)]
-pub struct Usd(pub u64);
-
-impl Usd {
-    /// The cost of `duration` at this price for an hour, rounded up.
-    #[must_use]
-    pub fn for_hours(self, duration: Duration) -> Self {
-        let millionths = u128::from(self.0) * duration.as_millis();
-        let cost = millionths.div_ceil(Duration::from_hours(1).as_millis());
-        Self(u64::try_from(cost).unwrap_or(u64::MAX))
-    }
-}
-
-impl fmt::Display for Usd {
-    /// With four decimals below a dollar, because a build costs less than a cent.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (unit, decimals) = if self.0 < 1_000_000 { (100, 4) } else { (10_000, 2) };
-        let rounded = self.0.div_ceil(unit);
-        let whole = 10_u64.pow(decimals);
-        let width = decimals as usize;
-        write!(f, "${}.{:0width$}", rounded / whole, rounded % whole)
-    }
-}
-
 /// Where a provider has put a machine, and at which price.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Placement {
@@ -140,6 +111,9 @@ pub struct Placement {
     pub market: Market,
     /// For an hour; the maximum for a spot machine. `None` if it is not known, or the machine costs nothing.
     pub price: Option<Usd>,
+    /// The price of an hour on the spot market at the launch, if it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spot_price: Option<Usd>,
 }
 
 /// The cloud's notice that it takes a machine back.
@@ -155,17 +129,6 @@ pub enum Interruption {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_cost_is_rounded_up_and_shows_parts_of_a_cent() {
-        let price = Usd(170_000);
-        assert_eq!(price.for_hours(Duration::from_mins(10)), Usd(28_334));
-        assert_eq!(price.for_hours(Duration::from_mins(10)).to_string(), "$0.0284");
-        assert_eq!(price.to_string(), "$0.1700");
-        assert_eq!(Usd(12_345_678).to_string(), "$12.35");
-        assert_eq!(Usd(999_999).to_string(), "$1.0000");
-        assert_eq!(Usd(u64::MAX).for_hours(Duration::from_hours(9_999_999)), Usd(u64::MAX));
-    }
 
     #[test]
     fn every_provider_is_read_as_it_is_written() {

@@ -168,6 +168,8 @@ impl State {
             | Event::ProjectSet { .. }
             | Event::ProjectRemoved { .. }
             | Event::ProviderDescribed { .. }
+            | Event::SpotPriceChanged { .. }
+            | Event::BudgetAllowed { .. }
             | Event::Tick => {}
         }
     }
@@ -234,8 +236,10 @@ impl State {
 
     /// The runs of the jobs of live machines.
     fn runs_at_work(&self) -> impl Iterator<Item = RunId> {
-        let jobs =
-            self.live_machines().flat_map(|machine| machine.jobs().chain(machine.requested_for));
+        let jobs = self.live_machines().flat_map(|machine| {
+            let payer = machine.bill.as_ref().map(|bill| bill.job);
+            machine.jobs().chain(machine.requested_for).chain(payer)
+        });
         jobs.filter_map(|job| self.jobs.get(&job)).map(|job| job.run)
     }
 

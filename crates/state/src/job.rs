@@ -9,7 +9,7 @@ use stagely_protocol::{
     RegistryProblem, Step, Submodules,
 };
 
-use super::{Deployment, IllegalTransition, Limits, MachineSize, Timestamp, VariantName};
+use super::{Cost, Deployment, IllegalTransition, Limits, MachineSize, Timestamp, VariantName};
 use crate::ids::{JobId, MachineId, RunId};
 
 /// The work of a job. All references are complete.
@@ -390,6 +390,9 @@ pub struct Job {
     /// The job of an earlier run whose image this job reuses.
     #[serde(rename = "kept_from")]
     pub reused_from: Option<JobId>,
+    /// What the machines have cost that were launched for it, as far as it is in the accounts.
+    #[serde(default, skip_serializing_if = "Cost::is_zero")]
+    pub cost: Cost,
 }
 
 /// The most restarts of agents that do not use up an attempt of their job. Whoever updates an agent does not harm a job,

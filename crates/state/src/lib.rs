@@ -6,6 +6,11 @@
 pub mod ids;
 mod names;
 
+mod money;
+mod month;
+mod prices;
+
+mod bill;
 mod environment;
 mod event;
 mod fleet;
@@ -19,7 +24,9 @@ mod records;
 mod step;
 mod transition;
 
+mod accounts;
 mod attempts;
+mod budget;
 mod commands;
 mod environments;
 mod exports;
@@ -50,6 +57,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use stagely_protocol::Arch;
 
+pub use bill::{Bill, PriceSegment};
+pub use budget::{Budget, BudgetScope, BudgetUse, Shortage};
 pub use environment::{
     BuildTime, Cleanup, ClosedBy, Environment, EnvironmentEvent, EnvironmentState, GoodImage,
 };
@@ -58,7 +67,7 @@ pub use event::{
     StopReason,
 };
 pub use fingerprints::FingerprintChange;
-pub use fleet::{Fleet, Interruption, Market, Placement, ProviderName, Usd};
+pub use fleet::{Fleet, Interruption, Market, Placement, ProviderName};
 pub use github::{
     Approval, ApprovedCommit, Command, CommandKind, CommandVerdict, CommitStatus, DeliveryId,
     DeploymentState, DeploymentStatus, ForkPolicy, GithubLink, GithubRepository, GithubRun, Head,
@@ -73,6 +82,8 @@ pub use machine::{
     CacheExport, ExportEvent, ExportState, Machine, MachineEvent, MachineKind, MachineSize,
     MachineState,
 };
+pub use money::{Cost, Spending, Usd};
+pub use month::{InvalidMonth, Month};
 pub use names::{BranchName, InvalidName, NAME_CHARS_MAX, Name, Reference, VariantName};
 pub use preview::{
     Access, Archive, CommitSource, DataLoss, Deployment, FailedWakes, Generation, Preview,
@@ -80,10 +91,11 @@ pub use preview::{
 };
 pub use preview_requests::{PREVIEW_EXTENSION_MAX, PreviewStart};
 pub use previews::DEPLOY_JOB;
+pub use prices::{Extras, MINIMUM_TIME, Prices};
 pub use records::{Changes, Snapshot, State, Table};
 pub use run::{PlanFailure, Project, Run, RunEvent, RunState, SkipReason, SkippedBuild, Trigger};
 pub use schedule::{QueueReason, QueuedJob};
-pub use step::Outcome;
+pub use step::{BudgetWarning, Outcome};
 pub use tags::tag_not_moved_warning;
 pub use timeouts::DEPLOYMENT_RETURN;
 pub use transition::{Anomaly, IllegalTransition};
@@ -145,6 +157,8 @@ pub struct Limits {
     /// How long a job waits for capacity in all.
     pub capacity_limit: Duration,
     pub previews: PreviewLimits,
+    pub prices: Prices,
+    pub budget: Budget,
 }
 
 /// The limits of previews.

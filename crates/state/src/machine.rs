@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use stagely_protocol::{Arch, SystemInfo};
 
 use super::{
-    Attempt, Fleet, IllegalTransition, Interruption, Placement, ProviderName, Timestamp, Usd,
+    Attempt, Bill, Fleet, IllegalTransition, Interruption, Placement, ProviderName, Timestamp,
 };
 use crate::ids::{JobId, MachineId, PreviewId};
 
@@ -277,6 +277,9 @@ pub struct Machine {
     /// From the agent's HELLO.
     pub system_info: Option<SystemInfo>,
     pub terminated_at: Option<Timestamp>,
+    /// `None` if it costs nothing, or its price is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bill: Option<Bill>,
 }
 
 impl Serialize for Machine {
@@ -336,12 +339,7 @@ impl Machine {
             contact_at: now,
             system_info: None,
             terminated_at: None,
+            bill: None,
         }
-    }
-
-    /// Its cost from its request until `now`; `None` if its price is not known.
-    pub fn cost(&self, now: Timestamp) -> Option<Usd> {
-        let price = self.placement.as_ref()?.price?;
-        Some(price.for_hours(self.terminated_at.unwrap_or(now).since(self.requested_at)))
     }
 }

@@ -29,6 +29,7 @@ impl Step<'_> {
 
     pub(super) fn machine_launched(&mut self, id: MachineId, placement: Option<Placement>) {
         self.state.remove_from_outbox(&Effect::Launch { machine: id });
+        self.begin_bill(id, placement.as_ref());
         if let Some(placement) = placement {
             self.state.change_machine(id, |machine| machine.placement = Some(placement));
         }
@@ -60,6 +61,7 @@ impl Step<'_> {
             MachineState::Requested | MachineState::Terminating => {
                 self.lose_job(id, failure.into());
                 if may_exist {
+                    self.begin_bill(id, None);
                     self.terminate(id);
                 } else {
                     self.end_machine(id);
@@ -120,6 +122,7 @@ impl Step<'_> {
             machine.contact_at = now;
             machine.system_info = Some(system_info);
         });
+        self.begin_bill(id, None);
         self.resume(id, holds);
         self.forget_interruption(id);
     }
@@ -217,12 +220,17 @@ impl Step<'_> {
         self.release(id);
     }
 
-    /// Extends the lease to cover work that core ends at `end`, so that the lease never ends live work.
-    pub(super) fn extend_lease(&mut self, id: MachineId, end: Timestamp) {
+    /// Extends the lease to cover work that core ends at `end`, so that the lease never ends live work. Returns false if
+    /// the budget does not suffice for that.
+    pub(super) fn extend_lease(&mut self, id: MachineId, end: Timestamp) -> bool {
+        if !self.state.may_extend_lease(id, end) {
+            return false;
+        }
         let needed = end.after(self.state.limits.job_grace);
         self.state.change_machine(id, |machine| {
             machine.lease_until = machine.lease_until.map(|lease| lease.max(needed));
         });
+        true
     }
 
     /// Terminates a launched machine, also one that is recorded as terminated.
@@ -250,6 +258,7 @@ impl Step<'_> {
 
     fn end_machine(&mut self, id: MachineId) {
         let now = self.now;
+        self.end_bill(id);
         self.move_machine(id, MachineEvent::Gone);
         self.lose_preview(id);
         self.move_export(id, ExportEvent::Abandoned);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::step::Step;
-use super::{Job, JobKind, JobState, Limits, Machine, MachineState, State};
+use super::{Job, JobKind, JobState, Limits, Machine, MachineState, State, Timestamp};
 use crate::ids::{JobId, MachineId};
 
 /// How long a merge waits for an agent that disconnected before it began. A merge takes a second on any machine, so it
@@ -17,6 +17,7 @@ impl Step<'_> {
         let machine = self.state.machines.get(&id);
         let will_do = machine.is_some_and(|machine| self.state.can_merge(machine));
         let merge = self.state.ready_merge_of(finished).filter(|_| will_do);
+        let merge = merge.filter(|merge| self.state.may_take_over(id, *merge));
         if let Some(merge) = merge {
             self.take_over(id, merge, finished);
         }
@@ -31,11 +32,10 @@ impl Step<'_> {
     }
 
     fn take_over(&mut self, machine: MachineId, merge: JobId, finished: JobId) {
+        let Some(end) = self.state.end_of_merge(merge) else { return };
+        self.extend_lease(machine, end);
         self.begin_attempt(merge, machine);
         self.state.change_job(merge, |job| job.took_over = Some(finished));
-        let Some(job) = self.state.jobs.get(&merge) else { return };
-        let end = self.now.after(job.timeout).after(self.state.limits.job_grace);
-        self.extend_lease(machine, end);
         self.assign(machine, merge);
     }
 }
@@ -46,8 +46,20 @@ impl State {
         let mut builders = self.live_machines().filter(|machine| self.can_merge(machine));
         builders.find_map(|machine| {
             let finished = machine.exporting?.attempt.job;
-            Some((self.ready_merge_of(finished)?, machine.id, finished))
+            let merge = self.ready_merge_of(finished)?;
+            self.may_take_over(machine.id, merge).then_some((merge, machine.id, finished))
         })
+    }
+
+    /// When core ends a merge that begins now.
+    fn end_of_merge(&self, merge: JobId) -> Option<Timestamp> {
+        let job = self.jobs.get(&merge)?;
+        Some(self.stepped_at.after(job.timeout).after(self.limits.job_grace))
+    }
+
+    /// Whether the budget suffices for the longer life of the machine.
+    fn may_take_over(&self, machine: MachineId, merge: JobId) -> bool {
+        self.end_of_merge(merge).is_some_and(|end| self.may_extend_lease(machine, end))
     }
 
     fn ready_merge_of(&self, finished: JobId) -> Option<JobId> {

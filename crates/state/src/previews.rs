@@ -36,7 +36,9 @@ impl State {
                 let retry_at = preview.archive_retry_at.unwrap_or_default();
                 let sleep = sleep.map(|after| idle_since.after(after).max(retry_at));
                 let lease = self.machines.get(&machine).and_then(|machine| machine.lease_until);
-                let lease = lease.map(|at| at.before(self.limits.previews.archive).max(retry_at));
+                // The lease has to last for the archive and its grace.
+                let before = self.limits.previews.archive + self.limits.job_grace;
+                let lease = lease.map(|at| at.before(before).max(retry_at));
                 [ttl, sleep, lease].into_iter().flatten().min()
             }
             PreviewState::Archiving { since, .. } => {
@@ -49,6 +51,11 @@ impl State {
             | PreviewState::Ending
             | PreviewState::Ended => None,
         }
+    }
+
+    /// When core ends a deployment that begins at `now`.
+    fn end_of_deployment(&self, job: &Job, now: Timestamp) -> Timestamp {
+        now.after(job.timeout).after(self.limits.grace_of(job))
     }
 
     /// The preview whose deployment is `job`.

@@ -12,8 +12,8 @@ use stagely_protocol::Arch;
 
 use super::schedule::JobClass;
 use super::{
-    DeliveryId, Effect, EffectId, EndedRun, Environment, Job, JobState, Limits, Machine, Preview,
-    Project, ProviderName, Run, RunState, Timestamp,
+    Cost, DeliveryId, Effect, EffectId, EndedRun, Environment, Job, JobState, Limits, Machine,
+    Preview, Project, ProviderName, Run, RunState, Timestamp,
 };
 use crate::ids::{EnvironmentId, JobId, MachineId, PreviewId, ProjectId, RunId, SessionId};
 
@@ -166,6 +166,8 @@ pub struct State {
     /// What began before `started_at` does not time out before this moment, because agents could not report while
     /// core was down.
     pub(super) startup_grace_until: Timestamp,
+    /// The moment of the last step. Not stored.
+    pub(super) stepped_at: Timestamp,
     /// How many anomalies there were since core started.
     pub anomalies: u64,
     /// The arches that each provider has, as far as it has answered since core started.
@@ -198,6 +200,7 @@ impl State {
             sessions: BTreeMap::new(),
             started_at: Timestamp::default(),
             startup_grace_until: Timestamp::default(),
+            stepped_at: Timestamp::default(),
             anomalies: 0,
             offered: BTreeMap::new(),
             next_effect: EffectId(last_effect + 1),
@@ -368,6 +371,11 @@ impl State {
             index.changed_runs.insert(job.run);
         });
         self.note_job(id);
+    }
+
+    /// Adds to the account of a job, which is not worth a report.
+    pub(super) fn add_cost(&mut self, id: JobId, cost: Cost) {
+        self.jobs.change(id, |job| job.cost += cost);
     }
 
     /// Updates the index for a job, and for the jobs that need it.

@@ -1,6 +1,6 @@
 //! A project, and a workflow run: one commit's way through an environment.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::num::NonZeroU32;
 
@@ -8,8 +8,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use stagely_protocol::{CommitSha, FailureReason, ImageRef};
 
 use super::{
-    Approval, CancelReason, Environment, GithubLink, GithubRun, IllegalTransition, Timestamp,
-    VariantName,
+    Approval, CancelReason, Environment, GithubLink, GithubRun, IllegalTransition, Month, Spending,
+    Timestamp, Usd, VariantName,
 };
 use crate::ids::{EnvironmentId, ProjectId, RunId};
 
@@ -27,12 +27,30 @@ pub struct Project {
     /// The most machines that work for the project at once; `None`: no limit.
     #[serde(default)]
     pub max_concurrent: Option<NonZeroU32>,
+    /// What its machines have cost, as far as it is in the accounts.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub spending: BTreeMap<Month, Spending>,
+    /// What was allowed in each month beyond the budget of the configuration.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub allowances: BTreeMap<Month, Usd>,
+    /// The month in which core has warned that the budget is nearly used up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget_warned: Option<Month>,
 }
 
 impl Project {
     /// A project without a link to GitHub.
     pub const fn new(id: ProjectId, name: String, repository: String) -> Self {
-        Self { id, name, repository, github: None, max_concurrent: None }
+        Self {
+            id,
+            name,
+            repository,
+            github: None,
+            max_concurrent: None,
+            spending: BTreeMap::new(),
+            allowances: BTreeMap::new(),
+            budget_warned: None,
+        }
     }
 }
 

@@ -7,8 +7,8 @@ use stagely_protocol::FailureReason;
 
 use super::step::Step;
 use super::{
-    Approval, CancelReason, Effect, Environment, Job, JobKind, JobState, PlanFailure, PlannedJob,
-    PlannedRun, Project, Run, RunEvent, RunState, State, Timestamp,
+    Approval, CancelReason, Cost, Effect, Environment, Job, JobKind, JobState, PlanFailure,
+    PlannedJob, PlannedRun, Project, Run, RunEvent, RunState, State, Timestamp,
 };
 use crate::ids::{JobId, RunId};
 
@@ -219,6 +219,7 @@ impl Job {
             emulated: false,
             took_over: None,
             reused_from: None,
+            cost: Cost::ZERO,
         }
     }
 }

@@ -6,10 +6,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use stagely_protocol::{Arch, Emulation, FailureReason};
 
+use super::budget::Reservations;
 use super::step::Step;
 use super::{
     Effect, Fleet, Job, JobEvent, JobFailure, JobKind, JobState, Limits, Machine, MachineKind,
-    MachineState, Priorities, ProviderName, Run, State, Timestamp, Trigger,
+    MachineState, Priorities, ProviderName, Run, Shortage, State, Timestamp, Trigger,
 };
 use crate::ids::{JobId, MachineId, ProjectId};
 
@@ -43,6 +44,8 @@ pub enum QueueReason {
         project: Option<ProjectId>,
         max_concurrent: u32,
     },
+    /// A budget does not suffice for another machine.
+    Budget(Shortage),
     /// The next step assigns the job.
     Nothing,
 }
@@ -91,6 +94,7 @@ struct Capacity {
     has_slot: bool,
     /// The projects that have as many machines as they may, and how many that is.
     at_limit: BTreeMap<ProjectId, u32>,
+    reserved: Reservations,
 }
 
 impl State {
@@ -141,7 +145,13 @@ impl State {
         for class in classes {
             let reason = self.reason(project, *class, capacity);
             let jobs = self.index.ready.get(&(project, *class)).into_iter().flatten();
-            let queued = |job: &JobId| QueuedJob { job: *job, reason: reason.clone() };
+            let queued = |job: &JobId| {
+                let reason = reason.clone().unwrap_or_else(|assignment| {
+                    let shortage = self.shortage_for(*job, assignment, capacity);
+                    shortage.map_or(QueueReason::Nothing, QueueReason::Budget)
+                });
+                QueuedJob { job: *job, reason }
+            };
             ready.extend(jobs.map(|(queued_at, job)| (*queued_at, queued(job))));
         }
         ready.sort_by_key(|(queued_at, queued)| (*queued_at, queued.job));
@@ -157,7 +167,11 @@ impl State {
     ) -> Option<(JobId, Assignment)> {
         let oldest = classes.iter().filter_map(|class| {
             let assignment = self.find_machine(*class, capacity).ok()?;
-            Some((self.index.ready.get(&(project, *class))?.first()?, assignment))
+            let mut jobs = self.index.ready.get(&(project, *class))?.iter();
+            let is_affordable = |(_, job): &&(Timestamp, JobId)| {
+                self.shortage_for(*job, assignment, capacity).is_none()
+            };
+            Some((jobs.find(is_affordable)?, assignment))
         });
         oldest.min_by_key(|(oldest, _)| *oldest).map(|((_, job), assignment)| (*job, assignment))
     }
@@ -173,12 +187,42 @@ impl State {
         })
     }
 
-    /// What a ready job of `project` waits for.
-    fn reason(&self, project: ProjectId, class: JobClass, capacity: &Capacity) -> QueueReason {
+    /// What the ready jobs of `project` in a class wait for; the assignment of the next one, if nothing but money can
+    /// be missing.
+    fn reason(
+        &self,
+        project: ProjectId,
+        class: JobClass,
+        capacity: &Capacity,
+    ) -> Result<QueueReason, Assignment> {
         if let Some(max_concurrent) = capacity.at_limit.get(&project) {
-            return QueueReason::ProjectLimit { project, max_concurrent: *max_concurrent };
+            return Ok(QueueReason::ProjectLimit { project, max_concurrent: *max_concurrent });
         }
-        self.find_machine(class, capacity).err().unwrap_or(QueueReason::Nothing)
+        self.find_machine(class, capacity).map_or_else(Ok, Err)
+    }
+
+    /// The budget that does not suffice for the assignment of a job.
+    fn shortage_for(
+        &self,
+        job: JobId,
+        assignment: Assignment,
+        capacity: &Capacity,
+    ) -> Option<Shortage> {
+        match assignment {
+            Assignment::Registered(_) => None,
+            Assignment::Launch(arch, provider) => {
+                let fleet = (Fleet::Builder, provider);
+                self.launch_shortage(self.jobs.get(&job)?, fleet, arch, &capacity.reserved)
+            }
+        }
+    }
+
+    /// A lease that covers the job's time limit, so that it never ends a live job.
+    pub(super) fn lease_for(&self, job: &Job, now: Timestamp) -> Timestamp {
+        let limits = &self.limits;
+        let work = now.after(limits.boot).after(job.timeout);
+        let grace = limits.grace_of(job);
+        now.after(limits.lease).max(work.after(grace).after(grace))
     }
 
     fn missing_capacity(&self, job: JobId, retry_at: Timestamp) -> QueueReason {
@@ -223,6 +267,7 @@ impl State {
             launchable,
             has_slot,
             at_limit: self.at_limit(),
+            reserved: self.reservations(),
         }
     }
 
@@ -377,21 +422,14 @@ impl Step<'_> {
             provider,
             on_demand: job.is_last_launch(&self.state.limits),
             requested_for: Some(job.id),
-            lease_until: Some(self.lease_for(job)),
+            lease_until: Some(self.state.lease_for(job, self.now)),
             ..Machine::new(id, MachineKind::Launched, arch, self.now)
         };
+        let bill = self.state.new_bill(job, &machine);
         let job = job.id;
-        self.state.insert_machine(machine);
+        self.state.insert_machine(Machine { bill, ..machine });
         self.begin_attempt(job, id);
         self.emit(Effect::Launch { machine: id });
-    }
-
-    /// A lease that covers the job's time limit, so that it never ends a live job.
-    fn lease_for(&self, job: &Job) -> Timestamp {
-        let limits = &self.state.limits;
-        let work = self.now.after(limits.boot).after(job.timeout);
-        let grace = limits.grace_of(job);
-        self.now.after(limits.lease).max(work.after(grace).after(grace))
     }
 }
 

@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 
 use super::{
-    Anomaly, ClosedBy, DeliveryId, Effect, Event, FingerprintChange, JobState, State, Timestamp,
+    Anomaly, BudgetUse, ClosedBy, DeliveryId, Effect, Event, FingerprintChange, JobState, Month,
+    State, Timestamp,
 };
-use crate::ids::{JobId, MachineId, PreviewId, RunId};
+use crate::ids::{JobId, MachineId, PreviewId, ProjectId, RunId};
 
 /// The decisions of a step, beside the changed records.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,6 +17,16 @@ pub struct Outcome {
     pub fingerprints: Vec<FingerprintChange>,
     /// Errors of core's own, to be logged.
     pub anomalies: Vec<Anomaly>,
+    /// Budgets that are nearly used up, to be logged.
+    pub warnings: Vec<BudgetWarning>,
+}
+
+/// At least 80 % of a month's budget is spent or reserved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BudgetWarning {
+    pub project: ProjectId,
+    pub month: Month,
+    pub used: BudgetUse,
 }
 
 /// Previews that the rest of a step has to look at.
@@ -54,12 +65,14 @@ impl State {
         new_id: &mut dyn FnMut() -> u128,
     ) -> Outcome {
         let (outcome, preview_requests) = (Outcome::default(), PreviewRequests::default());
+        self.stepped_at = now;
         let mut step = Step { state: self, now, outcome, preview_requests };
         step.apply(event);
         step.build_lost_images(new_id);
         step.begin_plannings();
         step.schedule(new_id);
         step.schedule_previews(new_id);
+        step.warn_of_budgets();
         step.clean_up();
         step.report_changes();
         step.outcome
@@ -155,6 +168,10 @@ impl Step<'_> {
                 self.preview_archived(machine, preview, archive, problem);
             }
             Event::CleanedUp { environment, refs } => self.cleaned_up(environment, &refs),
+            Event::SpotPriceChanged { machine, price } => self.change_price(machine, price),
+            Event::BudgetAllowed { project, pull_request, amount } => {
+                self.allow_budget(project, pull_request, amount);
+            }
             Event::Forgotten { runs, machines, deliveries } => {
                 self.forget(runs, machines);
                 self.state.forget_deliveries(&deliveries);

@@ -10,7 +10,9 @@ use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId, SessionId};
 
 mod approvals;
 mod attempts;
+mod budgets;
 mod commands;
+mod costs;
 mod environments;
 mod exports;
 mod fingerprints;
@@ -68,6 +70,8 @@ impl Core {
             capacity_wait: Duration::from_secs(30),
             capacity_limit: Duration::from_hours(1),
             previews: PreviewLimits::default(),
+            prices: Prices::default(),
+            budget: Budget::default(),
         };
         Self {
             state: State::new(limits),

@@ -60,7 +60,8 @@ impl State {
         let postponed = self.index.postponed.first().map(|(until, _)| *until);
         let previews = self.index.due_previews.first().map(|(due, _)| *due);
         let machines = timeouts.map(|(due, _)| due);
-        let others = [deferred, postponed, previews, self.next_eviction()].into_iter().flatten();
+        let others = [deferred, postponed, previews, self.next_eviction(), self.next_budget()];
+        let others = others.into_iter().flatten();
         planning.chain(machines).chain(others).min()
     }
 

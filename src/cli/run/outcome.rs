@@ -10,6 +10,7 @@ use stagely_state::Trigger;
 
 use crate::api::{JobKindView, JobStatus, JobView, RunStatus, RunView, SkippedBuildView};
 use crate::cli::table::table;
+use crate::core::costs;
 
 /// The width of the line about a cache miss. `stagely explain` shows all of it.
 const MISS_COLUMNS: usize = 160;
@@ -73,6 +74,9 @@ pub fn report(run: &RunView) -> String {
         let _ = writeln!(text, "{error}");
     }
     let time = run.ended_at.map(|ended| seconds(ended.since(run.created_at))).unwrap_or_default();
+    if let Some(cost) = run.cost.and_then(|cost| costs::sentence(&cost.spending())) {
+        let _ = writeln!(text, "{cost}");
+    }
     let _ = write!(text, "Run {} {} after {time}", run.id, run.status.as_str());
     text
 }
@@ -247,6 +251,7 @@ pub(in crate::cli) mod tests {
             slow_down: None,
             took_over: None,
             reused_from: None,
+            cost: None,
             wait: None,
             queue: None,
             queued_at: stagely_state::Timestamp(0),
@@ -280,6 +285,7 @@ pub(in crate::cli) mod tests {
             skipped: Vec::new(),
             saved_machines: 0,
             live_machines: 0,
+            cost: None,
             wait: None,
             jobs,
         }

@@ -28,6 +28,7 @@ use super::{ApiState, log_streams, views};
 use crate::api::{
     JobKindView, JobStatus, JobView, LostAttempt, PreviewView, Role, RunStatus, RunView,
 };
+use crate::core::costs;
 use crate::core::github::report::view::seconds;
 use crate::core::logs::{LogError, LogId, StoredLine, readable};
 use crate::core::store::StoreError;
@@ -173,6 +174,7 @@ struct RunPage {
     status: &'static str,
     wait: Option<String>,
     took: Option<String>,
+    cost: Option<String>,
     reason: Option<String>,
     error: Option<String>,
     jobs: Vec<JobRow>,
@@ -251,6 +253,7 @@ async fn run(State(api): State<ApiState>, visitor: Visitor, Id(id): Id) -> Respo
         status,
         wait,
         took: run.ended_at.map(|ended| seconds(ended.since(run.created_at))),
+        cost: run.cost.and_then(|cost| costs::sentence(&cost.spending())),
         reason: run.reason.as_ref().map(|reason| readable(&reason.to_string())),
         error: run.error.as_deref().map(readable_lines),
         jobs: run.jobs.iter().map(row).collect(),

@@ -37,6 +37,7 @@ pub(crate) fn reason_of_wait(records: &Records, job: &Job) -> Option<String> {
             let wait = records.wait_for_capacity(job).map(|wait| wait.text());
             format!("there is no capacity {}", wait.unwrap_or_default())
         }
+        QueueReason::Budget(shortage) => records.shortage_text(shortage),
         QueueReason::Jobs(_)
         | QueueReason::ProjectLimit { .. }
         | QueueReason::Builder { .. }

@@ -53,7 +53,7 @@ impl AwsProvider {
         request: &LaunchRequest,
     ) -> Result<Placement, LaunchError> {
         let machine = request.machine;
-        let candidates = self.catalog.candidates(&request.spec);
+        let candidates = self.spot.cheapest_first(self.catalog.candidates(&request.spec));
         let found = self.find(machine).await.map_err(Ec2Error::into_search_error)?;
         if let Some(placement) = self.oldest_live(&candidates, found) {
             self.unclear().remove(&machine);
@@ -76,7 +76,9 @@ impl AwsProvider {
                 info!(%machine, ?candidate, error = %ErrorChain(error), "not launched");
             }
             match launched {
-                Ok(instance) if is_live(&instance) => return Ok(placement(&instance, &candidate)),
+                Ok(instance) if is_live(&instance) => {
+                    return Ok(self.placement(&instance, &candidate));
+                }
                 // The response to an earlier request with this token.
                 Ok(instance) => return Err(ended(machine, &[instance])),
                 Err(error) if error.kind == Kind::Capacity => {
@@ -158,7 +160,23 @@ impl AwsProvider {
             price,
             max_price: None,
         });
-        Some(placement(instance, &candidate))
+        Some(self.placement(instance, &candidate))
+    }
+
+    fn placement(&self, instance: &Instance, candidate: &Candidate) -> Placement {
+        let zone = instance.placement().and_then(|placement| placement.availability_zone());
+        let zone = zone.map(str::to_owned).or_else(|| candidate.zone.clone());
+        let is_spot = candidate.market == Market::Spot;
+        let spot_zone = zone.as_deref().filter(|_| is_spot);
+        Placement {
+            provider_id: instance.instance_id().unwrap_or_default().to_owned(),
+            instance_type: candidate.instance_type.clone(),
+            spot_price: spot_zone.and_then(|zone| self.spot.price(&candidate.instance_type, zone)),
+            zone,
+            market: candidate.market,
+            // The highest price of a spot machine, which never costs more than one on demand.
+            price: candidate.max_price.into_iter().chain(candidate.price).min(),
+        }
     }
 
     fn user_data(
@@ -305,18 +323,6 @@ fn client_token(machine: MachineId, candidate: &Candidate) -> String {
     let hash = Sha256::digest(format!("{instance_type}\n{zone}\n{market}"));
     let start: [u8; 16] = hash[..16].try_into().expect("a hash has 32 bytes");
     format!("{machine}-{:032x}", u128::from_be_bytes(start))
-}
-
-fn placement(instance: &Instance, candidate: &Candidate) -> Placement {
-    let zone = instance.placement().and_then(|placement| placement.availability_zone());
-    Placement {
-        provider_id: instance.instance_id().unwrap_or_default().to_owned(),
-        instance_type: candidate.instance_type.clone(),
-        zone: zone.map(str::to_owned).or_else(|| candidate.zone.clone()),
-        market: candidate.market,
-        // The highest price of a spot machine, which never costs more than one on demand.
-        price: candidate.max_price.into_iter().chain(candidate.price).min(),
-    }
 }
 
 /// For people.

@@ -56,6 +56,7 @@ fn describe() -> Value {
             "ec2:DescribeInstances",
             "ec2:DescribeInstanceTypes",
             "ec2:DescribeSecurityGroups",
+            "ec2:DescribeSpotPriceHistory",
             "ec2:DescribeSubnets"
         ],
         // These actions have no resources.

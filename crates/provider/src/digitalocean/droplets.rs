@@ -68,6 +68,7 @@ impl Droplet {
             zone: self.region.as_ref().map(|region| region.slug.clone()),
             market: Market::OnDemand,
             price: self.size.as_ref().and_then(Size::price),
+            spot_price: None,
         }
     }
 }

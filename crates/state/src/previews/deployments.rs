@@ -75,9 +75,9 @@ impl Step<'_> {
         let Some(job) = self.state.jobs.get(&id) else { return false };
         match self.state.deploy_target(job) {
             DeployTarget::Machine(machine) => {
+                let end = self.state.end_of_deployment(job, self.now);
                 self.begin_deployment(id, new_id);
                 self.begin_attempt(id, machine);
-                let end = self.end_of_deployment(id);
                 self.extend_lease(machine, end);
                 self.assign(machine, id);
             }
@@ -103,11 +103,6 @@ impl Step<'_> {
             DeployTarget::Outdated => self.cancel_deployment(id, OUTDATED),
         }
         true
-    }
-
-    fn end_of_deployment(&self, id: JobId) -> Timestamp {
-        let Some(job) = self.state.jobs.get(&id) else { return self.now };
-        self.now.after(job.timeout).after(self.state.limits.grace_of(job))
     }
 
     /// Cancels the deployment alone: the images are there, or are still built. `reason` is for people.
@@ -188,7 +183,8 @@ impl Step<'_> {
             preview.failed_wakes = None;
         });
         self.state.change_machine(machine, |machine| machine.serves = Some(id));
-        self.extend_lease(machine, now.after(self.state.limits.previews.lease));
+        self.change_payer(machine, job);
+        self.lease_preview(machine);
         if let Some(before) = before.filter(|before| *before != machine) {
             self.retire(before);
         }

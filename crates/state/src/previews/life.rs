@@ -311,10 +311,13 @@ impl Step<'_> {
         if ends_at.is_some_and(|end| end <= self.now) {
             return self.end_preview(id, CancelReason::Requested);
         }
-        // Before the end of its machine's lease, one that is in use moves.
-        if let PreviewState::Live { machine } = state
-            && !self.send_to_sleep(id, !is_idle)
-        {
+        let PreviewState::Live { machine } = state else { return };
+        if !is_idle && self.renew_lease(machine) {
+            return;
+        }
+        // Before the end of its machine's lease, one that is in use moves. Without money for that it sleeps.
+        let wakes = !is_idle && !self.state.has_short_lease(machine);
+        if !self.send_to_sleep(id, wakes) {
             self.terminate(machine);
         }
     }

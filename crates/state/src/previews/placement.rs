@@ -117,6 +117,7 @@ impl State {
             return match self.new_machine_for(job, run) {
                 target @ (DeployTarget::Machine(_)
                 | DeployTarget::Launch(..)
+                | DeployTarget::Wait(QueueReason::Budget(_))
                 | DeployTarget::NoMachine) => target,
                 // Without a second machine.
                 _ => DeployTarget::AfterSleep,
@@ -127,14 +128,17 @@ impl State {
                 || machine.size == job.size && self.has_disk_for(machine, job));
         match machine.interruption {
             None if fits && machine.connected && machine.state == MachineState::Ready => {
-                DeployTarget::Machine(machine.id)
+                self.serving_target(job, machine)
             }
             None if fits => DeployTarget::Wait(QueueReason::Preview),
             // What serves must not give its machine back for one that cannot be had.
-            None if matches!(self.new_machine_for(job, run), DeployTarget::NoMachine) => {
-                DeployTarget::NoMachine
-            }
-            _ => DeployTarget::AfterSleep,
+            None => match self.new_machine_for(job, run) {
+                target @ (DeployTarget::NoMachine | DeployTarget::Wait(QueueReason::Budget(_))) => {
+                    target
+                }
+                _ => DeployTarget::AfterSleep,
+            },
+            Some(_) => DeployTarget::AfterSleep,
         }
     }
 
@@ -178,16 +182,39 @@ impl State {
         }
         let launchable = self.launchable_previews().find(|(arch, _)| fits(*arch));
         let contended = match launchable {
-            Some((arch, provider)) => match self.preview_limit(run) {
-                None => return DeployTarget::Launch(arch, provider),
-                Some(contended) => contended,
-            },
+            Some((arch, provider)) => {
+                let target = self.launch_target(job, arch, provider);
+                // A preview must not sleep for one that there is no money for.
+                let is_refused = matches!(target, DeployTarget::Wait(_));
+                match self.preview_limit(run).filter(|_| !is_refused) {
+                    None => return target,
+                    Some(contended) => contended,
+                }
+            }
             None if self.registered_previews().any(|machine| fits(machine.arch)) => {
                 self.on_registered(arch, run)
             }
             None => return DeployTarget::NoMachine,
         };
         self.after_longest_idle(contended)
+    }
+
+    /// A launch, unless a budget does not suffice for it.
+    fn launch_target(&self, job: &Job, arch: Arch, provider: ProviderName) -> DeployTarget {
+        let fleet = (Fleet::Preview, provider);
+        match self.launch_shortage(job, fleet, arch, &self.reservations()) {
+            Some(shortage) => DeployTarget::Wait(QueueReason::Budget(shortage)),
+            None => DeployTarget::Launch(arch, provider),
+        }
+    }
+
+    /// The machine that serves the preview already, unless a budget does not suffice for its longer life.
+    fn serving_target(&self, job: &Job, machine: &Machine) -> DeployTarget {
+        let lease = self.end_of_deployment(job, self.stepped_at).after(self.limits.job_grace);
+        match self.lease_shortage(machine, lease) {
+            Some(shortage) => DeployTarget::Wait(QueueReason::Budget(shortage)),
+            None => DeployTarget::Machine(machine.id),
+        }
     }
 
     fn after_longest_idle(&self, contended: Contended<'_>) -> DeployTarget {

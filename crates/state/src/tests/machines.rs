@@ -342,27 +342,21 @@ fn a_merge_that_waits_for_capacity_takes_a_builder_over_that_becomes_free() {
 }
 
 #[test]
-fn a_machine_costs_from_its_request_until_it_is_gone() {
+fn a_machines_record_has_its_placement() {
     let mut core = amd64(1);
     let (_, jobs) = core.run(1, 1);
     let machine = core.machine_of(jobs[0]);
-    assert_eq!(core.state.machines[&machine].cost(core.now), None, "its price is not known");
     let placement = Placement {
         provider_id: "i-0abc".to_owned(),
         instance_type: "c6g.xlarge".to_owned(),
         zone: Some("eu-central-1a".to_owned()),
         market: Market::Spot,
         price: Some(Usd(360_000)),
+        spot_price: Some(Usd(120_000)),
     };
     core.step(Event::MachineLaunched { machine, placement: Some(placement.clone()) });
     core.step(Event::MachineLaunched { machine, placement: None });
     assert_eq!(core.state.machines[&machine].placement, Some(placement), "a list knows less");
-
-    core.now = core.now.after(Duration::from_mins(10));
-    assert_eq!(core.state.machines[&machine].cost(core.now), Some(Usd(60_000)));
-    core.step(Event::MachineGone { machine, taken_back: false });
-    let later = core.now.after(Duration::from_hours(5));
-    assert_eq!(core.state.machines[&machine].cost(later), Some(Usd(60_000)));
 }
 
 #[test]

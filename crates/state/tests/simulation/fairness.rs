@@ -8,11 +8,12 @@ use std::time::Duration;
 use stagely_protocol::{Arch, Emulation, Platform, SystemInfo};
 use stagely_state::ids::{EnvironmentId, JobId, ProjectId, RunId, SessionId};
 use stagely_state::{
-    Effect, Environment, Event, Fleet, Job, JobKind, JobOutcome, JobReport, JobState, Limits,
-    Machine, MachineKind, MachineState, PlannedJob, PlannedRun, PreviewLimits, Priorities, Project,
-    ProviderName, Run, State, Timestamp, Trigger,
+    Budget, Effect, Environment, Event, Fleet, Job, JobKind, JobOutcome, JobReport, JobState,
+    Limits, Machine, MachineKind, MachineState, PlannedJob, PlannedRun, PreviewLimits, Prices,
+    Priorities, Project, ProviderName, Run, State, Timestamp, Trigger,
 };
 
+use crate::money;
 use crate::transitions::{self, Before};
 
 /// The jobs that were passed over.
@@ -48,7 +49,10 @@ impl ServiceOrder {
             let may_have_more = |job: &&Job| !is_at_limit(core, project_of(core, job));
             let queued = core.jobs.values().filter(|job| is_ready(core, job));
             let queued = queued.filter(may_have_more);
-            for waiting in queued.chain(later).filter(|job| could_use(core, job, machine)) {
+            // A job that no budget sufficed for was passed over, and its reason may be another one by now.
+            let has_price = machine.kind == MachineKind::Launched && money::has_budget(core);
+            let queued = queued.chain(later).filter(|_| !has_price);
+            for waiting in queued.filter(|job| could_use(core, job, machine)) {
                 self.check_turn(core, job, waiting);
             }
             let project = project_of(core, job);
@@ -238,6 +242,8 @@ impl Crowd {
             capacity_wait: Duration::from_secs(30),
             capacity_limit: Duration::from_hours(1),
             previews: PreviewLimits::default(),
+            prices: Prices::default(),
+            budget: Budget::default(),
         };
         Self {
             core: State::new(limits),

@@ -15,7 +15,7 @@ use stagely_state::{
 
 use crate::agents::digest;
 use crate::world::World;
-use crate::{fairness, transitions};
+use crate::{fairness, money, transitions};
 
 pub(crate) use self::github::Memory;
 
@@ -181,7 +181,8 @@ fn check_queue(core: &State) {
     }
     for job in core.jobs.values().filter(|job| fairness::is_ready(core, job)) {
         assert!(!idle(job), "{} waits beside an idle machine", job.id);
-        assert!(!has_slot || !fairness::may_launch(core, job), "{} may have a machine", job.id);
+        let is_free = has_slot && !money::is_short_of_money(core, job.id);
+        assert!(!is_free || !fairness::may_launch(core, job), "{} may have a machine", job.id);
     }
 }
 
@@ -411,7 +412,8 @@ pub(crate) fn check_history(disk: &Snapshot, core: &State, changes: &Changes) {
             // A warning about a tag may be added while the run is open.
             let is_run_open = disk.runs.get(&old.run).is_some_and(|run| !run.state.is_final());
             let warnings = if is_run_open { new.warnings.clone() } else { old.warnings.clone() };
-            let old = Job { warnings, ..old.clone() };
+            // The rest of the cost follows when its machine is gone.
+            let old = Job { warnings, cost: new.cost, ..old.clone() };
             assert!(!old.state.is_final() || old == *new, "{id} changed after its end");
             assert_eq!(old.queued_at, new.queued_at, "{id} loses its position in the queue");
         }

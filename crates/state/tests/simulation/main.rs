@@ -9,6 +9,7 @@ mod cloud;
 mod fairness;
 mod github;
 mod invariants;
+mod money;
 mod plans;
 mod registry;
 mod rng;
@@ -86,7 +87,10 @@ fn a_seed_means_the_same_schedule_every_time() {
 }
 
 /// The faults that must happen in the schedules, since the invariants prove nothing about others.
-const FAULTS: [&str; 43] = [
+const FAULTS: [&str; 46] = [
+    "a job waits for money",
+    "a budget is allowed",
+    "a spot price changes",
     "a build goes on after a notice",
     "a deployment is cancelled",
     "a failed preview ends",

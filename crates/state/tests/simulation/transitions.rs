@@ -19,8 +19,8 @@ use stagely_state::{
 use self::builders::Export;
 use self::cancelled::is_check;
 pub(crate) use self::cancelled::is_of_github;
-use crate::fairness;
 use crate::world::World;
+use crate::{fairness, money};
 
 /// The records before the step.
 pub(crate) struct Before {
@@ -310,7 +310,11 @@ impl Before {
         };
         let provisioning = JobState::Provisioning { attempt: attempt.number, machine };
         if before.state == provisioning {
-            assert!(matches!(after.state, JobState::Running { .. }), "{attempt:?} does not start");
+            // Its machine would have to live for longer than the budget allows: see `LiveWork::is_late`.
+            let is_lost =
+                money::has_budget(&world.core) && after.state.attempt_on(machine).is_none();
+            let is_running = matches!(after.state, JobState::Running { .. });
+            assert!(is_running || is_lost, "{attempt:?} does not start");
         } else {
             assert_unmoved(before, after);
         }
@@ -449,6 +453,16 @@ impl LiveWork {
         })
     }
 
+    /// Whether the job begins so late that the lease of its machine would have to be longer, for which a budget may not suffice.
+    fn is_late(&self, event: &Event, world: &World) -> bool {
+        let limits = &world.core.limits;
+        let grace = grace_of(limits, &self.machine);
+        let needed = world.now.after(self.job.timeout).after(grace).after(limits.job_grace);
+        matches!(event, Event::JobStarted { .. })
+            && money::has_budget(&world.core)
+            && self.machine.lease_until.is_some_and(|lease| lease < needed)
+    }
+
     /// 2. A machine with live work is never swept. Only the machine itself, its limits and the end of the run take an
     ///    attempt from it.
     fn check(&self, world: &World, event: &Event, effects: &[Effect], cancelled: &[RunId]) {
@@ -461,6 +475,9 @@ impl LiveWork {
                 "{event:?} left {:?} to {id}",
                 self.attempt
             );
+            return;
+        }
+        if self.is_late(event, world) {
             return;
         }
         assert!(self.may_end(event, world, cancelled), "{event:?} took {job} from {id}");

@@ -7,6 +7,7 @@ mod effects;
 mod github;
 mod lean;
 mod machines;
+mod money;
 mod process;
 mod requests;
 
@@ -16,8 +17,8 @@ use std::time::Duration;
 use stagely_protocol::Arch;
 use stagely_state::ids::{MachineId, RunId, SessionId};
 use stagely_state::{
-    Attempt, CancelReason, Effect, Event, Limits, PreviewLimits, Priorities, ProviderName, Run,
-    RunState, Snapshot, State, Timestamp,
+    Attempt, Budget, CancelReason, Effect, Event, Limits, PreviewLimits, Priorities, ProviderName,
+    Run, RunState, Snapshot, State, Timestamp,
 };
 
 use self::github::{GITHUB_ACTIONS, Listing};
@@ -28,6 +29,7 @@ use crate::cloud::Cloud;
 use crate::fairness::ServiceOrder;
 use crate::github::Github;
 use crate::invariants::Memory;
+use crate::money::{beginning, budget, prices};
 use crate::registry::{Expected, Fingerprints, Registry};
 use crate::rng::Rng;
 use crate::transitions::Strays;
@@ -148,7 +150,7 @@ pub(crate) struct World {
     is_about_previews: bool,
     runs: u64,
     registered_machines: u64,
-    counts: Counts,
+    pub(crate) counts: Counts,
     is_traced: bool,
 }
 
@@ -239,6 +241,8 @@ fn limits(rng: &mut Rng) -> Limits {
             archive: Duration::from_mins(15),
             reconnect: Duration::from_mins(15),
         },
+        prices: prices(),
+        budget: Budget::default(),
     };
     // Three to five launches.
     Limits { capacity_limit: limits.capacity_wait * 8, ..limits }
@@ -247,7 +251,7 @@ fn limits(rng: &mut Rng) -> Limits {
 impl World {
     fn new(seed: u64, is_traced: bool) -> Self {
         let mut rng = Rng::new(seed);
-        let limits = limits(&mut rng);
+        let limits = Limits { budget: budget(seed), ..limits(&mut rng) };
         let mut world = Self {
             lean: seed
                 .is_multiple_of(LEAN_SCHEDULES)
@@ -255,7 +259,7 @@ impl World {
             core: State::new(limits),
             disk: Snapshot::default(),
             volatile: Volatile::default(),
-            now: Timestamp(1_700_000_000_000),
+            now: beginning(seed),
             started_at: Timestamp::default(),
             cores: 0,
             cloud: Cloud::default(),
@@ -309,6 +313,7 @@ impl World {
         };
         self.pass(then.since(self.now));
         self.now = then;
+        self.move_money();
         if next.is_some_and(|next| next <= self.now) || self.rng.chance(10) {
             self.deliver(Event::Tick);
         }

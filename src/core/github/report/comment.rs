@@ -10,10 +10,13 @@ use std::fmt::Write as _;
 
 use stagely_protocol::FailureReason;
 use stagely_state::ids::{EnvironmentId, JobId};
-use stagely_state::{CancelReason, Job, JobFailure, JobKind, JobState, RunState};
+use stagely_state::{
+    CancelReason, Job, JobFailure, JobKind, JobState, QueueReason, QueuedJob, RunState,
+};
 
 use super::markdown::{code, first_lines, inline, last_lines};
 use super::view::{ReportView, platforms, seconds, short, warnings_of};
+use crate::core::costs::{self, SETTLED};
 use crate::core::github::webhook::command::OWN_COMMENT;
 
 /// GitHub's limit is 65,536 characters. The limits of the sections below add up to less than this.
@@ -53,6 +56,7 @@ pub(crate) fn render(view: &ReportView<'_>, excerpts: &Excerpts) -> String {
     let sections = [
         Some(headline(view)),
         preview::section(view),
+        cost(view),
         approval(view),
         problems(view),
         table(view),
@@ -103,6 +107,23 @@ const fn why(reason: CancelReason) -> &'static str {
         CancelReason::EnvironmentClosed => ": the pull request was closed",
         CancelReason::Superseded => ": a newer run takes its place",
     }
+}
+
+/// What the run and its pull request have cost, as of the last event.
+fn cost(view: &ReportView<'_>) -> Option<String> {
+    let (records, environment) = (view.records, view.environment);
+    let run = costs::sentence(&records.spending_of_run(view.run.id, SETTLED));
+    let in_all = records.spending_of_environment(environment.id, SETTLED).total();
+    let in_all = (!in_all.is_zero() && environment.pull_request.is_some())
+        .then(|| format!("this pull request {in_all}"));
+    let preview = view.preview().and_then(|preview| {
+        let machine = records.machines.get(&preview.state.machine()?)?;
+        let price = machine.price().filter(|price| !price.is_zero())?;
+        let sign = if machine.bill.as_ref()?.approximate { "≈ " } else { "" };
+        Some(format!("preview {sign}{price}/h awake, $0 asleep"))
+    });
+    let parts: Vec<String> = [run, in_all, preview].into_iter().flatten().collect();
+    (!parts.is_empty()).then(|| parts.join(" · "))
 }
 
 fn approval(view: &ReportView<'_>) -> Option<String> {
@@ -191,8 +212,13 @@ fn row(view: &ReportView<'_>, job: &Job) -> String {
     )
 }
 
-/// The job's wait for capacity, with the provider's answer.
+/// The job's wait for money, or for capacity with the provider's answer.
 fn wait(view: &ReportView<'_>, job: &Job) -> Option<String> {
+    if let Some((_, QueuedJob { reason: QueueReason::Budget(shortage), .. })) =
+        view.records.queued(job.id)
+    {
+        return Some(format!(", waits: {}", view.records.shortage_text(shortage)));
+    }
     let wait = view.capacity_wait(job)?;
     Some(format!(", waits for capacity {}", inline(&wait.text(), WORDS_CHARS_MAX)))
 }

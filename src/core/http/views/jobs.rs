@@ -5,7 +5,8 @@ use stagely_state::{Job, JobFailure, JobKind, JobState};
 
 use super::machines::queue_reason;
 use super::waits::wait;
-use crate::api::{JobKindView, JobStatus, JobView, LostAttempt, QueuePosition};
+use crate::api::{CostView, JobKindView, JobStatus, JobView, LostAttempt, QueuePosition};
+use crate::core::clock::now;
 use crate::core::records::Records;
 
 pub(in crate::core::http) fn job(records: &Records, job: &Job) -> JobView {
@@ -53,6 +54,7 @@ pub(in crate::core::http) fn job(records: &Records, job: &Job) -> JobView {
         slow_down: slow_down_of(records, job),
         took_over: job.took_over,
         reused_from: job.reused_from,
+        cost: CostView::of(records.cost_of_job(job, now())),
         wait: records.wait_of_job(job).map(wait),
         queue: queue_position(records, job),
         queued_at: job.queued_at,

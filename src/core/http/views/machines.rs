@@ -9,6 +9,7 @@ use crate::core::records::Records;
 /// A machine at the time `now`.
 pub(in crate::core::http) fn machine(machine: &Machine, now: Timestamp) -> MachineView {
     let placement = machine.placement.as_ref();
+    let cost = machine.cost(now);
     let until = machine.terminated_at.unwrap_or(now);
     let is_launched = machine.kind == MachineKind::Launched;
     MachineView {
@@ -24,8 +25,9 @@ pub(in crate::core::http) fn machine(machine: &Machine, now: Timestamp) -> Machi
         zone: placement.and_then(|placement| placement.zone.clone()),
         market: placement.map(|placement| placement.market),
         on_demand: machine.on_demand,
-        price_per_hour_usd: placement.and_then(|placement| placement.price),
-        cost_usd: machine.cost(now),
+        price_per_hour_usd: machine.price().or(placement.and_then(|placement| placement.price)),
+        cost_usd: cost.map(|cost| cost.amount),
+        cost_is_approximate: cost.is_some_and(|cost| cost.approximate),
         interruption: machine.interruption,
         status: match machine.state {
             MachineState::Requested => MachineStatus::Requested,
@@ -103,6 +105,7 @@ pub(super) fn queue_reason(records: &Records, queued: &QueuedJob) -> String {
         QueueReason::RegisteredMachine { arch: None } => {
             "waiting for a registered machine".to_owned()
         }
+        QueueReason::Budget(shortage) => format!("waits: {}", records.shortage_text(shortage)),
         QueueReason::Preview | QueueReason::PreviewLimit { .. } => {
             "waiting for the preview".to_owned()
         }
@@ -115,9 +118,10 @@ mod tests {
     use std::time::Duration;
 
     use stagely_protocol::Arch;
-    use stagely_state::ids::{JobId, MachineId, ProjectId};
+    use stagely_state::ids::{EnvironmentId, JobId, MachineId, ProjectId};
     use stagely_state::{
-        Job, JobState, Market, MissingCapacity, Placement, Project, ProviderName, Usd,
+        Bill, Job, JobState, Market, MissingCapacity, Placement, PriceSegment, Project,
+        ProviderName, Usd,
     };
 
     use super::*;
@@ -145,8 +149,25 @@ mod tests {
             zone: Some("us-east-1a".to_owned()),
             market: Market::Spot,
             price: Some(Usd(170_000)),
+            spot_price: Some(Usd(165_000)),
+        };
+        let bill = Bill {
+            project: ProjectId::from_bits(1),
+            environment: EnvironmentId::from_bits(1),
+            job: JobId::from_bits(1),
+            price_max: Usd(175_000),
+            extras: Usd(5_000),
+            approximate: true,
+            is_priced: true,
+            earlier: 0,
+            segments: vec![PriceSegment { from: Timestamp(0), price: Usd(170_000) }],
+            settled: Usd(0),
+            settled_until: Timestamp(0),
+            ended_at: None,
+            lease_max: None,
         };
         Machine {
+            bill: Some(bill),
             provider: ProviderName::Aws,
             placement: Some(placement),
             state: MachineState::Booting,
@@ -174,7 +195,10 @@ mod tests {
     fn a_machine_past_its_lease_has_less_than_nothing_left_and_one_that_is_gone_costs_no_more() {
         let late = machine(&launched(), Timestamp(3_720_500));
         assert_eq!(late.lease_left_seconds, Some(-120));
+        let bill = launched().bill.unwrap();
+        let ended_at = Some(Timestamp(600_000));
         let gone = Machine {
+            bill: Some(Bill { settled: Usd(28_334), ended_at, ..bill }),
             state: MachineState::Terminated,
             terminated_at: Some(Timestamp(600_000)),
             ..launched()

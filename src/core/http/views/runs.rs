@@ -4,7 +4,8 @@ use stagely_state::{Run, RunState, SkipReason, SkippedBuild};
 
 use super::job;
 use super::waits::wait;
-use crate::api::{RunStatus, RunView, SkippedBuildView};
+use crate::api::{RunStatus, RunView, SkippedBuildView, SpendingView};
+use crate::core::clock::now;
 use crate::core::records::Records;
 
 /// A run without its jobs, for lists.
@@ -46,6 +47,7 @@ pub(in crate::core::http) fn run_summary(records: &Records, run: &Run) -> RunVie
         skipped: run.skipped.iter().map(skipped).collect(),
         saved_machines: records.jobs_of(run.id).filter(|job| job.took_over.is_some()).count(),
         live_machines: records.live_of_run.get(&run.id).copied().unwrap_or_default(),
+        cost: SpendingView::of(records.spending_of_run(run.id, now())),
         wait: records.wait_of_run(run).map(wait),
         jobs: Vec::new(),
     }

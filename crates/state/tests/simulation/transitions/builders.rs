@@ -6,6 +6,7 @@ use stagely_state::{
 };
 
 use super::{Before, Limit, current, is_coming, is_over, is_stopped};
+use crate::money;
 use crate::world::World;
 
 /// An export that core has not asked the agent to stop.
@@ -101,7 +102,9 @@ impl Before {
                 continue;
             };
             let job = &core.jobs[&attempt.job];
-            if !matches!(job.kind, JobKind::Merge { .. }) || job.took_over.is_some() {
+            // A budget may not suffice for the longer life of a builder, and for another machine later.
+            let is_merge = matches!(job.kind, JobKind::Merge { .. }) && !money::has_budget(core);
+            if !is_merge || job.took_over.is_some() {
                 continue;
             }
             let idle = core.live_machines().find(|builder| {

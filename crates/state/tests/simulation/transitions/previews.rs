@@ -8,6 +8,7 @@ use stagely_state::{
 };
 
 use super::Before;
+use crate::money;
 use crate::world::World;
 
 /// A preview gives its machine to another one only after this time without use.
@@ -153,7 +154,8 @@ fn check_sleep(world: &World, before: &Preview, after: &Preview, event: &Event) 
         });
         assert!(is_taken_back || ends || moves, "{id} moves for nothing");
     } else {
-        assert!(is_asked || is_idle || is_evicted, "{id} sleeps while it is in use");
+        let is_short = ends && money::has_budget(core);
+        assert!(is_asked || is_idle || is_evicted || is_short, "{id} sleeps while it is in use");
     }
 }
 

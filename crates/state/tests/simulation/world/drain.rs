@@ -54,6 +54,9 @@ impl World {
                 self.memory.check_at_rest(self);
                 return registry::check_at_rest(self);
             }
+            if is_idle && self.allow_what_is_missing() {
+                continue;
+            }
             if is_idle {
                 self.send_restless_previews_to_sleep();
             }

@@ -16,6 +16,7 @@ use stagely_state::{
 use super::World;
 use crate::agents::Agent;
 use crate::cloud::{End, LIST_GRACE};
+use crate::money;
 
 /// A machine that is missing in this many lists in a row counts as gone.
 const LISTS_MISSING: u32 = 2;
@@ -71,6 +72,7 @@ impl World {
             zone: None,
             market: if on_demand { Market::OnDemand } else { Market::Spot },
             price: Some(Usd(360_000)),
+            spot_price: (!on_demand).then(|| money::spot_price(machine, self.now)),
         }
     }
 

@@ -11,6 +11,7 @@ use super::lean::LeanCore;
 use super::{Volatile, World};
 use crate::agents::Order;
 use crate::invariants;
+use crate::money;
 use crate::registry;
 use crate::transitions::Before;
 
@@ -80,7 +81,8 @@ impl World {
                 "a core without ended records decides otherwise on {event:?}"
             );
         }
-        let Outcome { effects, fingerprints, anomalies } = outcome;
+        let Outcome { effects, fingerprints, anomalies, warnings } = outcome;
+        money::check_warnings(self, &warnings);
         assert_eq!(anomalies, [], "{event:?}");
         self.trace(|world| format!("{} {event:?} -> {effects:?}", world.now.0));
         if let Some(run) = before.started(&self.core) {
@@ -100,6 +102,7 @@ impl World {
             );
         }
         invariants::check(self, event);
+        money::check(self);
         memory.check(self);
         self.memory = memory;
         before.check(self, event, &effects);

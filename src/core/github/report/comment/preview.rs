@@ -133,7 +133,9 @@ fn waiting(view: &ReportView<'_>) -> Option<String> {
     // The others pass soon.
     let is_long = matches!(
         queued.reason,
-        QueueReason::PreviewLimit { .. } | QueueReason::RegisteredMachine { .. }
+        QueueReason::PreviewLimit { .. }
+            | QueueReason::RegisteredMachine { .. }
+            | QueueReason::Budget(_)
     );
     let reason = reason_of_wait(view.records, job).filter(|_| is_long)?;
     Some(format!("⏳ {} waits: {reason}.", capital(&named(view.commit().as_ref()))))

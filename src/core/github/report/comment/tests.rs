@@ -3,8 +3,9 @@
 use stagely_protocol::{Arch, DeployProblem};
 use stagely_state::ids::MachineId;
 use stagely_state::{
-    Access, Approval, ClosedBy, DataLoss, EnvironmentState, Machine, MachineKind, MachineState,
-    MissingCapacity, PlanFailure, PreviewState, SkipReason, SkippedBuild, Timestamp,
+    Access, Approval, Bill, BudgetScope, BudgetUse, ClosedBy, Cost, DataLoss, EnvironmentState,
+    Machine, MachineKind, MachineState, MissingCapacity, Month, PlanFailure, PreviewState,
+    PriceSegment, Shortage, SkipReason, SkippedBuild, Timestamp, Usd,
 };
 
 use super::*;
@@ -552,4 +553,70 @@ fn hostile_texts_of_a_preview_make_no_markup() {
     for markup in ["@everyone", "](http://evil", "www.evil", "<img", "\n# big"] {
         assert!(!visible.contains(markup), "{markup}: {visible}");
     }
+}
+
+fn cost(amount: u64, approximate: bool) -> Cost {
+    Cost { amount: Usd(amount), approximate }
+}
+
+#[test]
+fn the_comment_says_what_the_run_the_pull_request_and_the_preview_cost() {
+    let mut fixture = ReportFixture::multi_platform();
+    let without = middle(&fixture, &Excerpts::new());
+    assert!(!without.contains("Cost"), "{without}");
+    fixture.completed(1, 60);
+    fixture.add_deployment();
+    fixture.job(1).cost = cost(13_000, false);
+    fixture.job(DEPLOY).cost = cost(11_000, true);
+    fixture.environment().spending.builders = cost(40_000, false);
+    fixture.environment().spending.previews = cost(11_000, true);
+    let text = middle(&fixture, &Excerpts::new());
+    let sentence = "Cost ≈ $0.024: build 0.013, preview 0.011 · this pull request ≈ $0.051";
+    assert!(text.lines().any(|line| line == sentence), "{text}");
+
+    fixture.preview(PreviewState::Live { machine: MACHINE });
+    let machine = Machine::new(MACHINE, MachineKind::Launched, Arch::Amd64, Timestamp(0));
+    let bill = Bill {
+        project: fixture.environment().project,
+        environment: fixture.environment().id,
+        job: job_id(DEPLOY),
+        price_max: Usd(50_000),
+        extras: Usd(7_000),
+        approximate: true,
+        is_priced: true,
+        earlier: 0,
+        segments: vec![PriceSegment { from: Timestamp(0), price: Usd(24_000) }],
+        settled: Usd(0),
+        settled_until: Timestamp(0),
+        ended_at: None,
+        lease_max: None,
+    };
+    fixture.records.live.insert(MACHINE, None);
+    fixture.records.machines.insert(MACHINE, Machine { bill: Some(bill), ..machine });
+    let text = middle(&fixture, &Excerpts::new());
+    let sentence = format!("{sentence} · preview ≈ $0.024/h awake, $0 asleep");
+    assert!(text.lines().any(|line| line == sentence), "{text}");
+}
+
+#[test]
+fn a_job_that_waits_for_money_says_which_command_helps() {
+    let mut fixture = ReportFixture::multi_platform();
+    let month: Month = "2026-11".parse().unwrap();
+    let project = fixture.environment().project;
+    let shortage = Shortage {
+        scope: BudgetScope::Project(project, month),
+        used: BudgetUse { limit: Usd(50_000_000), spent: Usd(49_900_000), reserved: Usd(0) },
+        project,
+        needed: Usd(4_300_000),
+    };
+    let queued = QueuedJob { job: job_id(1), reason: QueueReason::Budget(shortage) };
+    fixture.records.set_queue(vec![queued]);
+    let name = fixture.records.projects[&project].name.clone();
+
+    let text = middle(&fixture, &Excerpts::new());
+
+    let words = format!(
+        "queued, waits: November's budget of {name} is used up ($50.00); `stagely budget allow {name} 5`"
+    );
+    assert!(text.contains(&words), "{text}");
 }
