@@ -1,13 +1,14 @@
 //! Compares Stagely with the same work done without it. `scripts/bench` runs this program.
 //!
 //! Everything is real: the release binary, sockets, redb files, Git, Docker and a registry. Only `queue`
-//! simulates its machines.
+//! and `cost` simulate their machines.
 
 mod agent;
 mod build;
 mod cache;
 mod clone;
 mod core;
+mod cost;
 mod export;
 mod git;
 mod github;
@@ -39,6 +40,7 @@ async fn main() -> anyhow::Result<()> {
         ["build"] => build::measure().await,
         ["cache"] => cache::measure().await,
         ["clone"] => clone::measure().await,
+        ["cost"] => cost::measure(),
         ["core"] => idle::measure().await,
         ["export"] => export::measure().await,
         ["history"] => history::measure().await,
