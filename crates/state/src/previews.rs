@@ -38,7 +38,7 @@ impl State {
                 let lease = self.machines.get(&machine).and_then(|machine| machine.lease_until);
                 // The lease has to last for the archive and its grace.
                 let before = self.limits.previews.archive + self.limits.job_grace;
-                let lease = lease.map(|at| at.before(before).max(retry_at));
+                let lease = lease.map(|at| at.before(before).max(retry_at.min(at)));
                 [ttl, sleep, lease].into_iter().flatten().min()
             }
             PreviewState::Archiving { since, .. } => {
