@@ -16,6 +16,7 @@ mod queue;
 mod runs;
 mod secrets;
 mod sweep;
+mod test_results;
 mod tokens;
 mod wait;
 mod warm_up;
@@ -30,7 +31,7 @@ pub use cost::{
 pub(crate) use encoding::dollars;
 pub use environments::{EnvironmentImage, EnvironmentView, ListEnvironments, RebuildEnvironment};
 pub use github::{DeliveryOutcome, DeliveryView, GithubView, ReconciledView};
-pub use jobs::{JobKindView, JobStatus, JobView, LostAttempt};
+pub use jobs::{JobKindView, JobStatus, JobView, LostAttempt, TestView};
 pub use logs::{FollowMessage, FollowedLine, LogRange};
 pub use machines::{AddMachine, AddedMachine, ListMachines, MachineStatus, MachineView};
 pub use previews::{
@@ -42,6 +43,7 @@ pub use queue::{QueuePosition, QueueView, QueuedJobView};
 pub use runs::{CreateRun, ListRuns, RebuildRun, RunStatus, RunView, SkippedBuildView};
 pub use secrets::{SECRET_BYTES_MAX, SecretView, SetSecret};
 pub use sweep::{ProviderSweepView, SweepAction, SweepView, SweptMachine};
+pub use test_results::{counts, total};
 pub use tokens::{CreateToken, CreatedToken, Role};
 pub use wait::WaitView;
 pub use warm_up::{CreateWarmUp, WarmUpView};

@@ -5,11 +5,13 @@ pub mod run;
 pub mod warm;
 
 pub mod approve;
+pub mod artifacts;
 pub mod cancel;
 pub mod explain;
 pub mod jobs;
 pub mod logs;
 pub mod runs;
+pub mod test_results;
 
 pub mod budget;
 pub mod cost;

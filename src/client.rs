@@ -336,6 +336,16 @@ impl Client {
             .await
     }
 
+    /// Reads what a test has left, as a tar archive.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn artifacts(&self, id: JobId) -> Result<Response, ClientError> {
+        self.connection
+            .send(self.connection.request(Method::GET, &format!("jobs/{id}/artifacts")))
+            .await
+    }
+
     /// Lists machines, oldest first.
     ///
     /// # Errors

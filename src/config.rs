@@ -39,7 +39,7 @@ pub use budget::BudgetConfig;
 pub use builders::BuilderConfig;
 pub use core::CoreConfig;
 pub use error::ConfigError;
-pub use fleets::FleetConfig;
+pub use fleets::{FleetConfig, TesterConfig};
 pub use github::{GithubConfig, GithubCredentials};
 pub use previews::PreviewConfig;
 pub use prices::PriceConfig;
@@ -62,7 +62,7 @@ pub struct Config {
     pub registry: RegistryConfig,
     pub builders: BuilderConfig,
     pub previews: PreviewConfig,
-    pub testers: FleetConfig,
+    pub testers: TesterConfig,
     pub agents: AgentsConfig,
     pub local: LocalSettings,
     pub aws: AwsSettings,
@@ -129,7 +129,7 @@ impl Config {
     }
 
     fn check_qemu(&self) -> Result<(), ConfigError> {
-        for fleet in [Fleet::Builder, Fleet::Preview].map(|fleet| self.fleet(fleet)) {
+        for fleet in Fleet::ALL.map(|fleet| self.fleet(fleet)) {
             for provider in Arch::ALL.into_iter().filter_map(|arch| fleet.provider_of(arch)) {
                 self.provider_tables().check_launches(provider)?;
             }
@@ -178,7 +178,7 @@ impl Config {
         match fleet {
             Fleet::Builder => builders,
             Fleet::Preview => self.previews.fleet().or(&builders),
-            Fleet::Tester => self.testers.or(&builders),
+            Fleet::Tester => self.testers.fleet().or(&builders),
         }
     }
 
@@ -215,6 +215,7 @@ impl Config {
     pub fn limits(&self) -> Limits {
         Limits {
             max_concurrent: self.builders.max_concurrent.get(),
+            max_testers: self.testers.max_concurrent.get(),
             max_attempts: self.builders.max_attempts.get(),
             boot: self.builders.boot_limit,
             reconnect_grace: self.agents.reconnect_grace,
@@ -226,6 +227,7 @@ impl Config {
             priorities: self.priorities,
             launchable: self.launchable(Fleet::Builder),
             launchable_previews: self.launchable(Fleet::Preview),
+            launchable_testers: self.launchable(Fleet::Tester),
             capacity_wait: self.builders.capacity_wait,
             capacity_limit: self.builders.capacity_limit,
             previews: self.previews.limits(self.agents.give_up_after),

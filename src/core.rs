@@ -28,6 +28,7 @@ pub mod sessions;
 pub mod logs;
 
 pub(crate) mod archives;
+pub(crate) mod artifacts;
 pub(crate) mod blobs;
 
 pub mod secrets;
@@ -64,6 +65,7 @@ use tracing::info;
 use url::Url;
 
 use self::archives::Archives;
+use self::artifacts::Artifacts;
 use self::binaries::Binaries;
 use self::data_folder::DataFolder;
 pub use self::data_folder::FolderCheck;
@@ -231,6 +233,7 @@ struct Parts {
     store: Store,
     logs: LogStore,
     archives: Archives,
+    artifacts: Artifacts,
     secrets: SecretStore,
     records: SharedRecords,
     events: Events,
@@ -252,7 +255,7 @@ impl Parts {
     async fn new(config: Arc<Config>, folder: DataFolder) -> anyhow::Result<(Self, State)> {
         let providers = provider_set::make(&config, &folder.contents).await?;
         let scratch = folder.scratch();
-        let DataFolder { path, store, contents, logs, keyring, archives } = folder;
+        let DataFolder { path, store, contents, logs, keyring, archives, artifacts } = folder;
         let secrets = SecretStore::new(
             keyring,
             store.clone(),
@@ -264,6 +267,7 @@ impl Parts {
         let (events, inbox) = orchestrator::inbox();
         let disk = DiskGuard::new(path, config.core.disk_free_min_mib);
         let archives = Archives::new(archives, records.clone(), disk.clone(), &config);
+        let artifacts = Artifacts::new(artifacts, records.clone(), disk.clone(), &config);
         let intake = Intake::new(records.clone(), events.clone(), secrets.clone(), disk.clone());
         let interrupted = InterruptedWork::new(store.clone(), contents.kills);
         let parts = Self {
@@ -282,6 +286,7 @@ impl Parts {
             store,
             logs,
             archives,
+            artifacts,
             secrets,
             records,
             events,
@@ -308,8 +313,7 @@ impl Parts {
         let endpoints = self.endpoints(tokens, sweeps.clone(), status.clone())?;
         let follower = self.preview_follower();
         let spot_prices = self.spot_prices();
-        let Self { config, store, secrets, logs, archives, records, events, intake, stop, .. } =
-            self;
+        let Self { config, store, secrets, logs, records, events, intake, stop, .. } = self;
         let retained = store.clone();
 
         let mut tasks = JoinSet::new();
@@ -324,7 +328,8 @@ impl Parts {
         tasks.spawn(orchestrator.run(stop.clone()));
         let retention = Retention::new(&config.retention, &records, retained, &events, logs);
         tasks.spawn(infallible(retention.run(stop.clone())));
-        tasks.spawn(infallible(archives.run(stop.clone())));
+        tasks.spawn(infallible(self.archives.run(stop.clone())));
+        tasks.spawn(infallible(self.artifacts.run(stop.clone())));
         for sweep in sweeps.iter() {
             tasks.spawn(infallible(Arc::clone(sweep).run(stop.clone())));
         }
@@ -412,6 +417,7 @@ impl Parts {
                 clone_tokens,
                 edited_files: EditedFiles { reader, interrupted: self.interrupted.clone() },
                 allow_privileged: self.config.previews.allow_privileged,
+                links: self.preview_links(),
             },
             tagger: Tagger { records: self.records.clone(), registry: Arc::clone(&registry) },
             cleaner: Cleaner { records: self.records.clone(), registry },
@@ -451,6 +457,7 @@ impl Parts {
             secrets: self.secrets.clone(),
             preview_reports: self.preview_reports.clone(),
             archives: self.archives.clone(),
+            artifacts: self.artifacts.clone(),
             sockets: sockets.clone(),
         };
         let tunnels = Tunnels::new(self.secrets.clone(), self.sessions.clone(), sockets.clone());
@@ -467,6 +474,7 @@ impl Parts {
             events: self.events.clone(),
             intake: self.intake.clone(),
             logs: self.logs.clone(),
+            artifacts: self.artifacts.clone(),
             log_readers: LogReaders::default(),
             secrets: self.secrets.clone(),
             tokens,

@@ -13,9 +13,9 @@ use stagely::cli::run::outcome::EXIT_FAILED;
 use stagely::cli::settings::{ServiceArgs, SettingsArgs};
 use stagely::cli::signals::stop_token;
 use stagely::cli::{
-    approve, budget, cancel, cost, doctor, environments, explain, fleets, github, jobs, logs,
-    machines, previews, project, queue, rebuild, run, runs, schema, secret, sweep, token, validate,
-    warm,
+    approve, artifacts, budget, cancel, cost, doctor, environments, explain, fleets, github, jobs,
+    logs, machines, previews, project, queue, rebuild, run, runs, schema, secret, sweep,
+    test_results, token, validate, warm,
 };
 use stagely::core::damage::DamagedDatabase;
 use stagely::core::{self, FolderCheck};
@@ -65,6 +65,8 @@ enum Command {
     Schema,
     Runs(runs::RunsArgs),
     Jobs(jobs::JobsArgs),
+    Tests(test_results::TestsArgs),
+    Artifacts(artifacts::ArtifactsArgs),
     Logs(logs::LogsArgs),
     Explain(explain::ExplainArgs),
     Cancel(cancel::CancelArgs),
@@ -188,6 +190,8 @@ async fn perform(command: Command) -> anyhow::Result<ExitCode> {
         Command::Schema => schema::schema(),
         Command::Runs(arguments) => runs::runs(arguments).await,
         Command::Jobs(arguments) => jobs::jobs(arguments).await,
+        Command::Tests(arguments) => test_results::tests(arguments).await,
+        Command::Artifacts(arguments) => Box::pin(artifacts::artifacts(arguments)).await,
         Command::Logs(arguments) => logs::logs(arguments).await,
         Command::Explain(arguments) => explain::explain(arguments).await,
         Command::Environments(arguments) => environments::environments(arguments).await,

@@ -99,7 +99,7 @@ fn the_examples_in_the_sample_are_valid_settings() {
         config.projects.is_empty(),
     ];
     assert!(!unset.contains(&true), "{unset:?} in\n{text}");
-    for fleet in [&config.previews.fleet(), &config.testers] {
+    for fleet in [&config.previews.fleet(), &config.testers.fleet()] {
         let is_set = fleet.provider.is_some() && fleet.amd64.is_some() && fleet.arm64.is_some();
         assert!(is_set && fleet.max_price.is_some(), "{fleet:?}");
     }

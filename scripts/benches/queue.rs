@@ -368,6 +368,8 @@ fn limits() -> Limits {
     let limits = Config::default().limits();
     Limits {
         max_concurrent: SLOTS,
+        max_testers: 0,
+        launchable_testers: BTreeMap::new(),
         launchable: BTreeMap::from([(Arch::Amd64, ProviderName::Local)]),
         ..limits
     }

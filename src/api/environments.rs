@@ -75,4 +75,8 @@ pub struct RebuildEnvironment {
     /// that completed may be rebuilt. Default: that of the newest run.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub preview: bool,
+    /// Whether to run all tests again, also those that have passed, and to reuse images and the preview that are there.
+    /// Default: false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tests: bool,
 }

@@ -1,7 +1,9 @@
 //! `/jobs`: jobs as the API shows them.
 
 use serde::{Deserialize, Serialize};
-use stagely_protocol::{CacheMiss, Digest, FailureReason, ImageRef, Platform, Step};
+use stagely_protocol::{
+    CacheMiss, Digest, FailureReason, ImageRef, Platform, Shard, Step, StoredArtifacts, TestResults,
+};
 use stagely_state::Timestamp;
 use stagely_state::ids::{JobId, MachineId, RunId};
 use utoipa::ToSchema;
@@ -20,7 +22,7 @@ pub enum JobStatus {
     Provisioning,
     /// The machine's agent runs the job.
     Running,
-    /// The image is pushed.
+    /// The image is pushed, the preview serves, or the test has passed.
     Completed,
     /// The job failed.
     Failed,
@@ -60,6 +62,8 @@ pub enum JobKindView {
     Merge,
     /// Runs the images as the preview of the environment.
     Deploy,
+    /// Runs a command in an image, against the preview or by itself.
+    Test,
 }
 
 /// An attempt that failed because of its machine or the infrastructure, not because of the build.
@@ -145,6 +149,9 @@ pub struct JobView {
     /// What the machines have cost that were launched for the job; null if that is nothing or no price is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost: Option<CostView>,
+    /// What a test job runs, and its results.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test: Option<TestView>,
     /// What the job waits for outside of core: capacity at a provider, or a provider that does not answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wait: Option<WaitView>,
@@ -160,6 +167,24 @@ pub struct JobView {
     /// The time at which the job ended.
     #[schema(value_type = Option<u64>)]
     pub ended_at: Option<Timestamp>,
+}
+
+/// A test job.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct TestView {
+    /// The part of the test that the job runs: `index` counts from 1, `total` is the number of parts.
+    #[schema(value_type = Object)]
+    pub shard: Shard,
+    /// Whether it tests the preview of the environment.
+    pub of_preview: bool,
+    /// The number of cases that passed, failed, were skipped, and passed only when they were tried again (flaky), with a
+    /// description of those that did not pass at once. Null before the end, and for a test without `JUnit` files.
+    #[schema(value_type = Option<Object>)]
+    pub results: Option<TestResults>,
+    /// The files that the test has left: the digest and the size of their tar archive, their number, and the pictures
+    /// among them that the pull request shows.
+    #[schema(value_type = Option<Object>)]
+    pub artifacts: Option<StoredArtifacts>,
 }
 
 impl JobView {

@@ -98,6 +98,17 @@ pub struct RebuildRun {
     /// completed may be rebuilt. Default: that of the earlier run.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub preview: bool,
+    /// Whether to run all tests again, also those that have passed, and to reuse images and the preview that are there. A
+    /// run that completed may be rebuilt so. Default: false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tests: bool,
+}
+
+impl RebuildRun {
+    /// Whether jobs that completed in the earlier run are reused.
+    pub const fn reuses(&self) -> bool {
+        self.failed || self.tests
+    }
 }
 
 /// `GET /runs`: the page of the list.
@@ -123,6 +134,8 @@ pub enum RunStatus {
     Building,
     /// All images are there, and the preview is not.
     Deploying,
+    /// Only tests are left.
+    Testing,
     /// All jobs completed.
     Completed,
     /// A job failed, or the run could not be planned.
@@ -135,7 +148,7 @@ impl RunStatus {
     /// Whether the status can no longer change.
     pub const fn is_final(self) -> bool {
         match self {
-            Self::Pending | Self::Building | Self::Deploying => false,
+            Self::Pending | Self::Building | Self::Deploying | Self::Testing => false,
             Self::Completed | Self::Failed | Self::Cancelled => true,
         }
     }
@@ -146,6 +159,7 @@ impl RunStatus {
             Self::Pending => "pending",
             Self::Building => "building",
             Self::Deploying => "deploying",
+            Self::Testing => "testing",
             Self::Completed => "completed",
             Self::Failed => "failed",
             Self::Cancelled => "cancelled",

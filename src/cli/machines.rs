@@ -53,7 +53,7 @@ enum MachinesCommand {
         /// A name for people. Default: the machine's id
         #[arg(long, value_name = "NAME")]
         name: Option<String>,
-        /// What the machine works for: builds, or one preview at a time
+        /// What the machine works for: builds, one preview at a time, or tests
         #[arg(long, value_enum, value_name = "FLEET", default_value = "builder")]
         fleet: FleetName,
         #[command(flatten)]
@@ -74,6 +74,7 @@ enum MachinesCommand {
 enum FleetName {
     Builder,
     Preview,
+    Tester,
 }
 
 impl From<FleetName> for Fleet {
@@ -81,6 +82,7 @@ impl From<FleetName> for Fleet {
         match name {
             FleetName::Builder => Self::Builder,
             FleetName::Preview => Self::Preview,
+            FleetName::Tester => Self::Tester,
         }
     }
 }

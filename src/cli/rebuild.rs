@@ -47,6 +47,9 @@ pub struct RebuildArgs {
     /// Deploy a preview although `on` of stagely.yaml is `label` or `manual`
     #[arg(long)]
     preview: bool,
+    /// Run all tests again, and reuse the images and the preview that are there
+    #[arg(long)]
+    tests: bool,
     #[command(flatten)]
     set: SetArgs,
     #[command(flatten)]
@@ -65,6 +68,7 @@ pub async fn rebuild(arguments: RebuildArgs) -> anyhow::Result<ExitCode> {
         clone_token: arguments.clone_token.read()?,
         set: arguments.set.map(),
         preview: arguments.preview,
+        tests: arguments.tests,
     };
     let has_arguments = !request.set.is_empty() || request.clone_token.is_some();
     if matches!(arguments.run, RebuildTarget::Environment(_)) && has_arguments {
@@ -81,8 +85,8 @@ pub async fn rebuild(arguments: RebuildArgs) -> anyhow::Result<ExitCode> {
     let rebuild = async |client: &Client| match arguments.run {
         RebuildTarget::Run(run) => client.rebuild(run, &request).await,
         RebuildTarget::Environment(environment) => {
-            let request =
-                RebuildEnvironment { failed_only: request.failed, preview: request.preview };
+            let RebuildRun { failed, preview, tests, .. } = request;
+            let request = RebuildEnvironment { failed_only: failed, preview, tests };
             client.rebuild_environment(environment, &request).await
         }
     };

@@ -1,5 +1,6 @@
-//! The providers and the pricing of a fleet. The `[testers]` table has nothing else.
+//! The providers and the pricing of a fleet, and the `[testers]` table.
 
+use std::num::NonZeroU32;
 use std::str::FromStr as _;
 
 use serde::{Deserialize, Deserializer};
@@ -7,11 +8,11 @@ use stagely_protocol::Arch;
 use stagely_provider::settings::{MarketPolicy, some_dollars};
 use stagely_state::{ProviderName, Usd};
 
-/// The providers and the pricing of a fleet, from `[previews]`, `[testers]` or `[builders]`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+/// The `[testers]` table.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-pub struct FleetConfig {
-    /// The provider of the fleet. Default: the provider of builders.
+pub struct TesterConfig {
+    /// The provider of testers. Default: the provider of builders.
     #[serde(deserialize_with = "some_provider")]
     pub provider: Option<Option<ProviderName>>,
     /// The provider of AMD64 machines. Default: `provider`.
@@ -20,10 +21,49 @@ pub struct FleetConfig {
     /// The provider of ARM64 machines. Default: `provider`.
     #[serde(deserialize_with = "some_provider")]
     pub arm64: Option<Option<ProviderName>>,
-    /// The pricing: `on-demand`, `spot` or `spot-first`. Default: `on-demand`.
+    /// The pricing: `on-demand`, `spot` or `spot-first`. A test whose spot machine is taken back begins again on another
+    /// one. Default: `on-demand`.
     pub market: MarketPolicy,
     /// The maximum price of a spot machine for an hour, in US dollars. Default: the on-demand price.
     #[serde(deserialize_with = "some_dollars")]
+    pub max_price: Option<Usd>,
+    /// The most launched testers at once, over all projects; further tests stay queued. Default: 20.
+    pub max_concurrent: NonZeroU32,
+}
+
+impl Default for TesterConfig {
+    fn default() -> Self {
+        let FleetConfig { provider, amd64, arm64, market, max_price } = FleetConfig::default();
+        let max_concurrent = NonZeroU32::new(20).expect("20 is not zero");
+        Self { provider, amd64, arm64, market, max_price, max_concurrent }
+    }
+}
+
+impl TesterConfig {
+    /// The providers and the pricing of testers.
+    pub fn fleet(&self) -> FleetConfig {
+        FleetConfig {
+            provider: self.provider,
+            amd64: self.amd64,
+            arm64: self.arm64,
+            market: self.market,
+            max_price: self.max_price,
+        }
+    }
+}
+
+/// The providers and the pricing of a fleet, from `[previews]`, `[testers]` or `[builders]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FleetConfig {
+    /// The provider of the fleet. Default: the provider of builders.
+    pub provider: Option<Option<ProviderName>>,
+    /// The provider of AMD64 machines. Default: `provider`.
+    pub amd64: Option<Option<ProviderName>>,
+    /// The provider of ARM64 machines. Default: `provider`.
+    pub arm64: Option<Option<ProviderName>>,
+    /// The pricing: `on-demand`, `spot` or `spot-first`. Default: `on-demand`.
+    pub market: MarketPolicy,
+    /// The maximum price of a spot machine for an hour, in US dollars. Default: the on-demand price.
     pub max_price: Option<Usd>,
 }
 

@@ -31,11 +31,15 @@ pub struct RetentionConfig {
     /// How long the records of terminated machines are stored. Default: 90days.
     #[serde(with = "humantime_serde")]
     pub machines: Duration,
+    /// How long the artifacts of tests are stored. Default: 30days.
+    #[serde(with = "humantime_serde")]
+    pub artifacts: Duration,
 }
 
 impl Default for RetentionConfig {
     fn default() -> Self {
         let ninety_days = Duration::from_hours(90 * 24);
-        Self { runs: ninety_days, machines: ninety_days }
+        let artifacts = Duration::from_hours(30 * 24);
+        Self { runs: ninety_days, machines: ninety_days, artifacts }
     }
 }

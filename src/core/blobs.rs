@@ -9,6 +9,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 use stagely_protocol::{Digest, WireId};
@@ -95,6 +96,22 @@ impl BlobStore {
         Ok(Some(Blob { file, bytes }))
     }
 
+    /// How long ago the newest blob of `owner` was stored; `None` if there is none.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub(crate) fn age(&self, owner: &WireId) -> io::Result<Option<Duration>> {
+        let folder = self.folder_of(owner);
+        let mut newest: Option<Duration> = None;
+        for name in names_in(&folder)? {
+            let modified = fs::metadata(folder.join(name))?.modified()?;
+            // A clock that was set back makes it new.
+            let age = modified.elapsed().unwrap_or_default();
+            newest = Some(newest.map_or(age, |newest| newest.min(age)));
+        }
+        Ok(newest)
+    }
+
     /// The owners that may have blobs.
     ///
     /// # Errors
@@ -160,6 +177,16 @@ impl BlobWriter {
         }
         let digest = digest.parse().expect("32 bytes in hexadecimal are a digest");
         Ok(WrittenBlob { file: self.file, digest })
+    }
+}
+
+impl WrittenBlob {
+    /// Opens it for reading.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub(crate) fn reader(&self) -> io::Result<File> {
+        self.file.reopen()
     }
 }
 

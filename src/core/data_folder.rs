@@ -1,4 +1,4 @@
-//! The data folder: opens its databases, its key and its archives, and empties its folder for checkouts.
+//! The data folder: opens its databases, its key, its archives and artifacts, and empties its folder for checkouts.
 
 mod binding;
 
@@ -23,6 +23,8 @@ const KEY_FILE: &str = "secrets.key";
 
 /// The folder of previews' archives.
 const ARCHIVES: &str = "archives";
+/// The folder of what tests have left.
+const ARTIFACTS: &str = "artifacts";
 
 /// The folder of short-lived checkouts. It is emptied at every start.
 const SCRATCH: &str = "scratch";
@@ -46,6 +48,7 @@ pub(super) struct DataFolder {
     pub(super) logs: LogStore,
     pub(super) keyring: Keyring,
     pub(super) archives: BlobStore,
+    pub(super) artifacts: BlobStore,
 }
 
 impl DataFolder {
@@ -86,7 +89,9 @@ impl DataFolder {
             .with_context(|| format!("cannot open the key in {}", path.display()))?;
         let archives = BlobStore::open(path.join(ARCHIVES))
             .with_context(|| format!("cannot open the archives in {}", path.display()))?;
-        Ok(Self { path, store, contents, logs, keyring, archives })
+        let artifacts = BlobStore::open(path.join(ARTIFACTS))
+            .with_context(|| format!("cannot open the artifacts in {}", path.display()))?;
+        Ok(Self { path, store, contents, logs, keyring, archives, artifacts })
     }
 
     pub(super) fn scratch(&self) -> PathBuf {

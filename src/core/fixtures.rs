@@ -158,6 +158,7 @@ pub(super) fn effects(
             clone_tokens,
             edited_files: EditedFiles { reader, interrupted: interrupted.clone() },
             allow_privileged: config.previews.allow_privileged,
+            links: PreviewLinks::new(PreviewHosts::new(&config), secrets.clone()),
         },
         tagger: Tagger { records: records.clone(), registry: Arc::clone(&registry) },
         cleaner: Cleaner { records: records.clone(), registry },

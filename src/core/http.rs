@@ -1,6 +1,7 @@
 //! The HTTP endpoints: the API and its description, the agents' WebSocket, webhooks, pages, health, and the previews' proxy.
 
 mod agents;
+mod artifacts;
 mod auth;
 mod binaries;
 mod client_body;
@@ -43,6 +44,7 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::artifacts::Artifacts;
 use super::binaries::Binaries;
 use super::disk::DiskGuard;
 use super::history::History;
@@ -82,6 +84,7 @@ pub(crate) struct ApiState {
     pub(crate) events: Events,
     pub(crate) intake: Intake,
     pub(crate) logs: LogStore,
+    pub(crate) artifacts: Artifacts,
     pub(crate) log_readers: LogReaders,
     pub(crate) secrets: SecretStore,
     pub(crate) tokens: ApiTokens,
@@ -151,6 +154,7 @@ fn front(endpoints: Endpoints) -> Front {
                 .routes(routes!(jobs::get))
                 .routes(routes!(jobs::logs))
                 .routes(routes!(jobs::follow))
+                .routes(routes!(artifacts::read))
                 .routes(routes!(machines::list, machines::add))
                 .routes(routes!(machines::remove))
                 .routes(routes!(machines::queue))

@@ -156,7 +156,7 @@ pub(crate) fn references(job: &PlannedJob) -> (String, Vec<String>, Option<Strin
             cache_to.as_ref().map(ToString::to_string),
         ),
         JobKind::Merge { image, .. } => (image.to_string(), Vec::new(), None),
-        JobKind::Deploy { .. } => panic!("{} makes no image", job.name),
+        JobKind::Deploy { .. } | JobKind::Test { .. } => panic!("{} makes no image", job.name),
     }
 }
 

@@ -36,7 +36,7 @@ fn deployment(plan: &Plan) -> (Option<Arch>, &Deployment) {
     let kinds = plan.jobs.iter().map(|job| &job.kind);
     let mut deployments = kinds.filter_map(|kind| match kind {
         JobKind::Deploy { arch, deployment } => Some((*arch, &**deployment)),
-        JobKind::Build { .. } | JobKind::Merge { .. } => None,
+        JobKind::Build { .. } | JobKind::Merge { .. } | JobKind::Test { .. } => None,
     });
     deployments.next().expect("a deploy job")
 }

@@ -11,6 +11,7 @@ fn skipped(plan: &Plan) -> Vec<(String, String)> {
         SkipReason::PathsUnchanged { base, image, .. } => format!("{base} {image}"),
         SkipReason::Branch { branch } => format!("branch {}", branch.as_deref().unwrap_or("?")),
         SkipReason::NoImage { build } => format!("no image of {build}"),
+        SkipReason::NoPreview => "no preview".to_owned(),
     };
     plan.skipped
         .iter()

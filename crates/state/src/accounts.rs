@@ -74,7 +74,7 @@ impl Job {
     fn disk_gib(&self) -> Option<u32> {
         match &self.kind {
             JobKind::Deploy { deployment, .. } => Some(deployment.disk_gib),
-            JobKind::Build { .. } | JobKind::Merge { .. } => None,
+            JobKind::Build { .. } | JobKind::Merge { .. } | JobKind::Test { .. } => None,
         }
     }
 }

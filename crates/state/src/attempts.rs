@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use stagely_protocol::FailureReason;
+use stagely_protocol::{COMMENT_IMAGES_MAX, FailureReason, StoredArtifacts, TestResults};
 
 use super::step::Step;
 use super::{
@@ -83,6 +83,7 @@ impl Step<'_> {
     }
 
     fn take_report(&mut self, machine: MachineId, id: JobId, report: JobReport) {
+        let (results, artifacts) = (report.results, report.artifacts);
         self.state.change_job(id, |job| {
             job.steps = report.steps;
             job.warnings.extend(report.warnings);
@@ -90,10 +91,14 @@ impl Step<'_> {
         });
         match report.outcome {
             JobOutcome::Completed { digest } => {
+                self.note_results(id, results, artifacts);
                 self.deployed(id, machine);
                 self.complete_job(id, JobEvent::Completed { digest });
             }
-            JobOutcome::Failed(failure) => self.fail_attempt(id, failure),
+            JobOutcome::Failed(failure) => {
+                self.note_results(id, results, artifacts);
+                self.fail_attempt(id, failure);
+            }
             // The job is not cancelled, so the agent itself is being shut down.
             JobOutcome::Cancelled => {
                 self.lose_to_restart(machine, id, "the agent was shut down");
@@ -101,11 +106,31 @@ impl Step<'_> {
         }
     }
 
+    /// The next attempt, if there is one, begins without them.
+    fn note_results(
+        &mut self,
+        id: JobId,
+        results: Option<TestResults>,
+        artifacts: Option<StoredArtifacts>,
+    ) {
+        if self.state.jobs.get(&id).is_some_and(|job| job.kind.is_test()) {
+            self.state.change_job(id, |job| {
+                job.results = results.map(TestResults::bounded);
+                job.artifacts = artifacts;
+                if let Some(artifacts) = &mut job.artifacts {
+                    artifacts.comment_images.truncate(COMMENT_IMAGES_MAX);
+                }
+            });
+        }
+    }
+
     /// The agent has ended an attempt that is not current any more, or an export; or it repeats an earlier report.
     fn stopped(&mut self, id: MachineId, stopped: Attempt, is_completed: bool) {
         let Some(machine) = self.state.machines.get(&id) else { return };
         let is_free = machine.state == MachineState::Busy { attempt: stopped };
-        if let Some(preview) = machine.serves.filter(|_| is_free && is_completed) {
+        let is_deploy = self.state.jobs.get(&stopped.job).is_some_and(|job| job.kind.is_deploy());
+        let is_deployed = is_free && is_completed && is_deploy;
+        if let Some(preview) = machine.serves.filter(|_| is_deployed) {
             // A deployment that was stopped too late: the machine runs what the preview does not show.
             self.preview_requests.restore.push(preview);
         }
@@ -160,6 +185,9 @@ impl Step<'_> {
             job.assigned_at = None;
             job.started_at = None;
             job.took_over = None;
+            // A result counts once: of the attempt that ends the job.
+            job.results = None;
+            job.artifacts = None;
         });
     }
 
@@ -211,6 +239,9 @@ impl Step<'_> {
             // It goes on serving what it served before.
             MachineKind::Launched | MachineKind::Registered => {
                 if let Some(attempt) = self.attempt_of(job, machine) {
+                    let now = self.now;
+                    self.state
+                        .change_machine(machine, |machine| machine.stop_requested_at = Some(now));
                     self.emit(Effect::Cancel { machine, attempt, reason });
                 }
             }
@@ -278,6 +309,10 @@ impl Step<'_> {
             .filter(|job| job.state.is_waiting() && job.needs.contains(&id));
         let waiting: Vec<JobId> = waiting.map(|job| job.id).collect();
         for job in waiting {
+            // A test may need both a build and the deployment that has just failed with it.
+            if self.job_state(job).is_some_and(JobState::is_final) {
+                continue;
+            }
             self.fail_job(job, JobFailure::new(reason.clone(), reason.to_string()));
         }
     }

@@ -206,7 +206,9 @@ impl State {
 
     /// When a new month begins for jobs that wait for money.
     pub(super) fn next_budget(&self) -> Option<Timestamp> {
-        let may_wait = !self.index.ready.is_empty() || !self.index.deployments.is_empty();
+        let index = &self.index;
+        let of_previews = !index.deployments.is_empty() || !index.tests.is_empty();
+        let may_wait = !index.ready.is_empty() || of_previews;
         (self.limits.budget.is_set() && may_wait).then(|| Month::of(self.stepped_at).end())
     }
 }

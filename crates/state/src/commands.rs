@@ -67,7 +67,7 @@ impl Step<'_> {
             return Err("it arrived late, and the pull request has changed since".to_owned());
         }
         match &command.kind {
-            CommandKind::Rebuild { .. } => {
+            CommandKind::Rebuild { .. } | CommandKind::Test => {
                 let run = run.ok_or("there is no run to be built again")?;
                 // Its run repeats the newest run of the moment of the check.
                 if !self.state.is_newest(&run) || self.state.runs.contains_key(&run.id) {

@@ -36,6 +36,8 @@ pub enum StopReason {
     ExportOverrun,
     /// The cloud takes the machine back before the attempt can end.
     Interrupted,
+    /// The preview that it tests does not serve any more.
+    PreviewLost,
     /// It counts as lost, or has ended.
     NotWanted,
 }
@@ -47,6 +49,7 @@ impl fmt::Display for StopReason {
             Self::Overrun => "it ran past its limit",
             Self::ExportOverrun => "the export of its layer cache takes too long",
             Self::Interrupted => "the cloud takes the machine back",
+            Self::PreviewLost => "the preview that it tests does not serve any more",
             Self::NotWanted => "this attempt is not wanted any more",
         })
     }

@@ -194,6 +194,8 @@ pub enum CommandKind {
         /// `/stagely rebuild failed`: completed jobs are reused.
         failed_only: bool,
     },
+    /// `/stagely test`: a new run of the newest run's commit, which reuses images and the preview, and tests again.
+    Test,
     /// `/stagely cancel`: cancels all open runs.
     Cancel,
     /// `/stagely approve`: approves a fork's commit.
@@ -246,6 +248,7 @@ impl fmt::Display for CommandKind {
         match self {
             Self::Rebuild { failed_only: false } => f.write_str("/stagely rebuild"),
             Self::Rebuild { failed_only: true } => f.write_str("/stagely rebuild failed"),
+            Self::Test => f.write_str("/stagely test"),
             Self::Cancel => f.write_str("/stagely cancel"),
             Self::Approve { commit: None } => f.write_str("/stagely approve"),
             Self::Approve { commit: Some(commit) } => write!(f, "/stagely approve {commit}"),

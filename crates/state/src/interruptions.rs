@@ -89,13 +89,15 @@ impl State {
         let Some(job) = self.jobs.get(&id) else { return false };
         match (&job.kind, &job.state) {
             (JobKind::Merge { .. }, _) => now.after(MERGE_TIME) <= at,
-            (JobKind::Build { .. }, JobState::Running { deadline, .. }) => {
+            // The preview leaves the machine.
+            (JobKind::Test { test, .. }, _) if test.is_on_preview() => false,
+            (JobKind::Build { .. } | JobKind::Test { .. }, JobState::Running { deadline, .. }) => {
                 let usual = self.usual_time(job).map(|time| time * BUILD_MARGIN_PERCENT / 100);
                 let expected = job.started_at.zip(usual).map(|(since, time)| since.after(time));
                 // A build that already takes longer than expected has no known end.
                 *deadline <= at || expected.is_some_and(|end| now <= end && end <= at)
             }
-            (JobKind::Build { .. } | JobKind::Deploy { .. }, _) => false,
+            (JobKind::Build { .. } | JobKind::Deploy { .. } | JobKind::Test { .. }, _) => false,
         }
     }
 

@@ -1,4 +1,4 @@
-//! A job of a run: the build of one platform, the merge of several, or the deployment of the images.
+//! A job of a run: the build of one platform, the merge of several, the deployment of the images, or a test of them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -6,10 +6,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use stagely_protocol::{
     Arch, BuildArgs, CacheMiss, Digest, Emulation, FailureReason, ImageRef, Platform,
-    RegistryProblem, Step, Submodules,
+    RegistryProblem, Step, StoredArtifacts, Submodules, TestResults,
 };
 
-use super::{Cost, Deployment, IllegalTransition, Limits, MachineSize, Timestamp, VariantName};
+use super::{
+    Cost, Deployment, Fleet, IllegalTransition, Limits, MachineSize, Test, Timestamp, VariantName,
+};
 use crate::ids::{JobId, MachineId, RunId};
 
 /// The work of a job. All references are complete.
@@ -55,6 +57,12 @@ pub enum JobKind {
         arch: Option<Arch>,
         deployment: Box<Deployment>,
     },
+    /// Runs a command in an image: against the preview of the environment, or by itself.
+    Test {
+        /// Of the machine; `None` if the image is for both.
+        arch: Option<Arch>,
+        test: Box<Test>,
+    },
 }
 
 /// The default for jobs that were stored before there were warm-ups.
@@ -85,19 +93,33 @@ impl JobKind {
     pub const fn image(&self) -> Option<&ImageRef> {
         match self {
             Self::Build { image, .. } | Self::Merge { image, .. } => Some(image),
-            Self::Deploy { .. } => None,
+            Self::Deploy { .. } | Self::Test { .. } => None,
         }
     }
 
     pub(super) const fn image_mut(&mut self) -> Option<&mut ImageRef> {
         match self {
             Self::Build { image, .. } | Self::Merge { image, .. } => Some(image),
-            Self::Deploy { .. } => None,
+            Self::Deploy { .. } | Self::Test { .. } => None,
         }
     }
 
     pub const fn is_deploy(&self) -> bool {
         matches!(self, Self::Deploy { .. })
+    }
+
+    pub const fn is_test(&self) -> bool {
+        matches!(self, Self::Test { .. })
+    }
+
+    /// The fleet whose machines do the job.
+    pub const fn fleet(&self) -> Fleet {
+        match self {
+            Self::Build { .. } | Self::Merge { .. } => Fleet::Builder,
+            Self::Deploy { .. } => Fleet::Preview,
+            Self::Test { test, .. } if test.is_on_preview() => Fleet::Preview,
+            Self::Test { .. } => Fleet::Tester,
+        }
     }
 }
 
@@ -136,9 +158,9 @@ pub enum JobState {
         machine: MachineId,
         deadline: Timestamp,
     },
-    /// The image is pushed, or the preview serves.
+    /// The image is pushed, the preview serves, or the test has passed.
     Completed {
-        /// `None` for a deployment, or if a simple agent reported none.
+        /// `None` for a deployment or a test, or if a simple agent reported none.
         digest: Option<Digest>,
     },
     Failed(JobFailure),
@@ -387,12 +409,18 @@ pub struct Job {
     pub emulated: bool,
     /// The job whose machine the newest attempt took over. No machine was launched for it.
     pub took_over: Option<JobId>,
-    /// The job of an earlier run whose image this job reuses.
+    /// The job of an earlier run whose image or result this job reuses.
     #[serde(rename = "kept_from")]
     pub reused_from: Option<JobId>,
     /// What the machines have cost that were launched for it, as far as it is in the accounts.
     #[serde(default, skip_serializing_if = "Cost::is_zero")]
     pub cost: Cost,
+    /// The results of a test, from the attempt that has ended the job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub results: Option<TestResults>,
+    /// What that attempt has left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifacts: Option<StoredArtifacts>,
 }
 
 /// The most restarts of agents that do not use up an attempt of their job. Whoever updates an agent does not harm a job,
@@ -410,7 +438,7 @@ impl Job {
 /// The outcome of an attempt in its agent's report.
 #[derive(Clone, Debug, PartialEq)]
 pub enum JobOutcome {
-    /// The image is pushed, or the preview serves.
+    /// The image is pushed, the preview serves, or the test has passed.
     Completed {
         digest: Option<Digest>,
     },
@@ -430,6 +458,10 @@ pub struct JobReport {
     pub cache_miss: Option<CacheMiss>,
     /// Whether the image is pushed and the agent goes on to export the layer cache. Another report follows then.
     pub exporting_cache: bool,
+    /// Of a test, if its agent has found any.
+    pub results: Option<TestResults>,
+    /// Of a test, if it has left any.
+    pub artifacts: Option<StoredArtifacts>,
 }
 
 impl JobReport {
@@ -441,6 +473,8 @@ impl JobReport {
             warnings: Vec::new(),
             cache_miss: None,
             exporting_cache: false,
+            results: None,
+            artifacts: None,
         }
     }
 }

@@ -19,6 +19,7 @@ mod job;
 mod machine;
 mod preview;
 mod run;
+mod test;
 
 mod records;
 mod step;
@@ -44,6 +45,7 @@ mod reused;
 mod runs;
 mod schedule;
 mod tags;
+mod test_jobs;
 mod timeouts;
 
 pub mod comparison;
@@ -97,7 +99,8 @@ pub use run::{PlanFailure, Project, Run, RunEvent, RunState, SkipReason, Skipped
 pub use schedule::{QueueReason, QueuedJob};
 pub use step::{BudgetWarning, Outcome};
 pub use tags::tag_not_moved_warning;
-pub use timeouts::DEPLOYMENT_RETURN;
+pub use test::{Test, TestMachine};
+pub use timeouts::{DEPLOYMENT_RETURN, TEST_RESULTS};
 pub use transition::{Anomaly, IllegalTransition};
 
 /// A moment, in milliseconds since the Unix epoch.
@@ -129,8 +132,10 @@ impl Timestamp {
 /// The limits that the configuration sets. They are not stored, so a changed configuration holds at once.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// The most launched machines at once, over all projects.
+    /// The most launched builders at once, over all projects.
     pub max_concurrent: u32,
+    /// The most launched testers at once, over all projects.
+    pub max_testers: u32,
     /// The most attempts of one job.
     pub max_attempts: u32,
     /// The time limit from the launch to the agent's HELLO.
@@ -152,6 +157,8 @@ pub struct Limits {
     pub launchable: BTreeMap<Arch, ProviderName>,
     /// The same for preview machines.
     pub launchable_previews: BTreeMap<Arch, ProviderName>,
+    /// The same for testers.
+    pub launchable_testers: BTreeMap<Arch, ProviderName>,
     /// How long a job waits after the first launch that found no capacity. Later waits are longer.
     pub capacity_wait: Duration,
     /// How long a job waits for capacity in all.

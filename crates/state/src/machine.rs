@@ -258,6 +258,9 @@ pub struct Machine {
     /// Attempts that the agent named in its last HELLO although they are not its work, and has not stopped yet. The
     /// machine gets no further job before.
     pub stopping: BTreeSet<Attempt>,
+    /// When core last asked the agent to stop the attempt that the machine was busy with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_requested_at: Option<Timestamp>,
     /// The export of a layer cache, beside other work. A launched machine is not terminated before it ends.
     pub exporting: Option<CacheExport>,
     /// The preview that it serves. It is not terminated before the preview sleeps or ends.
@@ -329,6 +332,7 @@ impl Machine {
             interruption: None,
             state: MachineState::Requested,
             stopping: BTreeSet::new(),
+            stop_requested_at: None,
             exporting: None,
             serves: None,
             served: None,

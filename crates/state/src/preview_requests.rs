@@ -90,6 +90,9 @@ impl Step<'_> {
                 }
             }
             PreviewCommand::Sleep => match self.state.open_preview(id)? {
+                (preview, PreviewState::Live { .. }) if self.state.is_tested(preview) => {
+                    Err("it is being tested; write it again when that has ended".to_owned())
+                }
                 (preview, PreviewState::Live { .. }) => {
                     self.send_to_sleep(preview, false);
                     Ok("it goes to sleep".to_owned())
@@ -173,7 +176,10 @@ impl Step<'_> {
         }
         let may_deploy = |run: &RunId| {
             self.state.runs.get(run).is_some_and(|run| {
-                let is_planned = matches!(run.state, RunState::Building | RunState::Deploying);
+                let is_planned = matches!(
+                    run.state,
+                    RunState::Building | RunState::Deploying | RunState::Testing
+                );
                 run.trigger.builds()
                     && (!is_planned || self.state.open_deployment_of(run.id).is_some())
             })
@@ -217,7 +223,7 @@ impl Job {
     fn is_on_request(&self) -> bool {
         match &self.kind {
             JobKind::Deploy { deployment, .. } => deployment.settings.on_request,
-            JobKind::Build { .. } | JobKind::Merge { .. } => false,
+            JobKind::Build { .. } | JobKind::Merge { .. } | JobKind::Test { .. } => false,
         }
     }
 }

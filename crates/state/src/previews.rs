@@ -32,6 +32,7 @@ impl State {
         let ttl = preview.ends_at();
         match preview.state {
             PreviewState::Live { machine } => {
+                let is_tested = self.is_under_test(preview);
                 let sleep = settings.and_then(|settings| settings.sleep_after);
                 let retry_at = preview.archive_retry_at.unwrap_or_default();
                 let sleep = sleep.map(|after| idle_since.after(after).max(retry_at));
@@ -39,7 +40,8 @@ impl State {
                 // The lease has to last for the archive and its grace.
                 let before = self.limits.previews.archive + self.limits.job_grace;
                 let lease = lease.map(|at| at.before(before).max(retry_at.min(at)));
-                [ttl, sleep, lease].into_iter().flatten().min()
+                let idle = [ttl, sleep].map(|at| at.filter(|_| !is_tested));
+                idle.into_iter().chain([lease]).flatten().min()
             }
             PreviewState::Archiving { since, .. } => {
                 Some(self.due(since, since.after(self.limits.previews.archive)))
@@ -73,6 +75,12 @@ impl State {
         let waiting = self.index.postponed.iter().chain(&self.index.deployments);
         let waiting = waiting.filter_map(|(_, job)| self.jobs.get(job)).filter(is_of);
         waiting.max_by_key(|job| (job.queued_at, job.id)).map(|job| job.id)
+    }
+
+    /// Whether a deployment waits that starts the preview, or its images are built again.
+    pub(super) fn is_to_be_deployed(&self, preview: &Preview) -> bool {
+        self.waiting_deployment(preview.environment).is_some()
+            || self.run_of_lost_images(preview).is_some()
     }
 
     fn has_preview_machine(&self, preview: &Preview) -> bool {

@@ -10,10 +10,10 @@ use std::ops::Deref;
 
 use stagely_protocol::Arch;
 
-use super::schedule::JobClass;
+use super::schedule::{JobClass, Served};
 use super::{
-    Cost, DeliveryId, Effect, EffectId, EndedRun, Environment, Job, JobState, Limits, Machine,
-    Preview, Project, ProviderName, Run, RunState, Timestamp,
+    Cost, DeliveryId, Effect, EffectId, EndedRun, Environment, Fleet, Job, JobState, Limits,
+    Machine, Preview, Project, ProviderName, Run, RunState, Timestamp,
 };
 use crate::ids::{EnvironmentId, JobId, MachineId, PreviewId, ProjectId, RunId, SessionId};
 
@@ -119,6 +119,10 @@ pub(super) struct Index {
     pub(super) blocked: BTreeMap<JobClass, BTreeSet<(Timestamp, JobId)>>,
     /// Queued deploy jobs whose images are there, the oldest first.
     pub(super) deployments: BTreeSet<(Timestamp, JobId)>,
+    /// Queued tests whose images are there, and that wait for their preview or its machine, the oldest first.
+    pub(super) tests: BTreeSet<(Timestamp, JobId)>,
+    /// The open tests of each environment's preview that wait for no other job. No environment without one.
+    pub(super) preview_tests: BTreeMap<EnvironmentId, BTreeSet<JobId>>,
     pub(super) environment_previews: BTreeMap<EnvironmentId, PreviewId>,
     /// Previews to which a machine may belong.
     pub(super) active_previews: BTreeSet<PreviewId>,
@@ -156,9 +160,9 @@ pub struct State {
     /// Effects without an outcome yet.
     pub outbox: Table<EffectId, Effect>,
     pub(super) index: Index,
-    /// The number of each project's last assignment. Assignments are counted over all projects from the start of core;
-    /// the count is not stored.
-    pub(super) served: BTreeMap<ProjectId, u64>,
+    /// The number of each project's last assignment in each fleet. Assignments are counted over all projects from the
+    /// start of core; the count is not stored.
+    pub(super) served: BTreeMap<Fleet, Served>,
     /// The newest session of each machine's agent with this core.
     pub(super) sessions: BTreeMap<MachineId, SessionId>,
     /// When this core started.
@@ -214,14 +218,14 @@ impl State {
         for (id, effect) in &state.outbox.rows {
             state.index.note_effect(*id, effect);
         }
+        for preview in state.previews.rows.values() {
+            state.index.environment_previews.insert(preview.environment, preview.id);
+        }
         for job in state.jobs.rows.values() {
-            state.index.note_job(job, &state.jobs, &state.runs);
+            state.index.note_job(job, &state.jobs, &state.runs, &state.previews);
         }
         for machine in state.machines.rows.values() {
             state.index.note_machine(machine);
-        }
-        for preview in state.previews.rows.values() {
-            state.index.environment_previews.insert(preview.environment, preview.id);
         }
         state.note_previews();
         state
@@ -262,20 +266,13 @@ impl State {
         ids.filter_map(|id| self.jobs.get(id))
     }
 
-    /// The configured provider of builders of each arch, except for arches that the provider lacks.
-    pub fn launchable(&self) -> impl Iterator<Item = (Arch, ProviderName)> {
-        self.offered_of(&self.limits.launchable)
-    }
-
-    /// The same for preview machines.
-    pub fn launchable_previews(&self) -> impl Iterator<Item = (Arch, ProviderName)> {
-        self.offered_of(&self.limits.launchable_previews)
-    }
-
-    fn offered_of<'a>(
-        &'a self,
-        configured: &'a BTreeMap<Arch, ProviderName>,
-    ) -> impl Iterator<Item = (Arch, ProviderName)> {
+    /// The configured provider of `fleet` for each arch, except for arches that the provider lacks.
+    pub fn launchable(&self, fleet: Fleet) -> impl Iterator<Item = (Arch, ProviderName)> {
+        let configured = match fleet {
+            Fleet::Builder => &self.limits.launchable,
+            Fleet::Preview => &self.limits.launchable_previews,
+            Fleet::Tester => &self.limits.launchable_testers,
+        };
         let configured = configured.iter().map(|(arch, provider)| (*arch, *provider));
         configured.filter(|(arch, provider)| {
             self.offered.get(provider).is_none_or(|arches| arches.contains(arch))
@@ -381,14 +378,23 @@ impl State {
     /// Updates the index for a job, and for the jobs that need it.
     fn note_job(&mut self, id: JobId) {
         let Some(job) = self.jobs.get(&id) else { return };
-        self.index.note_job(job, &self.jobs, &self.runs);
+        let run = job.run;
+        self.index.note_job(job, &self.jobs, &self.runs, &self.previews);
+        let mut has_tests = job.kind.is_test();
         if matches!(job.state, JobState::Completed { .. }) {
             let of_run = self.index.run_jobs.get(&job.run).into_iter().flatten();
             let jobs = of_run.filter_map(|other| self.jobs.get(other));
             let dependents: Vec<&Job> = jobs.filter(|other| other.needs.contains(&id)).collect();
             for dependent in dependents {
-                self.index.note_job(dependent, &self.jobs, &self.runs);
+                has_tests |= dependent.kind.is_test();
+                self.index.note_job(dependent, &self.jobs, &self.runs, &self.previews);
             }
+        }
+        // A preview does not sleep while it is tested.
+        let environment = self.runs.get(&run).map(|run| run.environment);
+        let preview = environment.and_then(|id| self.index.environment_previews.get(&id)).copied();
+        if let Some(preview) = preview.filter(|_| has_tests) {
+            self.note_due(preview);
         }
     }
 
@@ -444,8 +450,19 @@ impl State {
     fn note_preview(&mut self, id: PreviewId) {
         let preview = self.previews.get(&id);
         let is_active = preview.is_some_and(|preview| preview.state.has_machine());
-        let due = preview.and_then(|preview| self.preview_due(preview));
+        let environment = preview.map(|preview| preview.environment);
         set(&mut self.index.active_previews, id, is_active);
+        let tests = environment.and_then(|environment| self.index.preview_tests.get(&environment));
+        let tests: Vec<JobId> = tests.into_iter().flatten().copied().collect();
+        for job in tests.into_iter().filter_map(|job| self.jobs.get(&job)) {
+            self.index.note_job(job, &self.jobs, &self.runs, &self.previews);
+        }
+        self.note_due(id);
+    }
+
+    /// Updates when something happens to the preview without an event.
+    fn note_due(&mut self, id: PreviewId) {
+        let due = self.previews.get(&id).and_then(|preview| self.preview_due(preview));
         let before = match due {
             Some(due) => self.index.preview_dues.insert(id, due),
             None => self.index.preview_dues.remove(&id),
@@ -527,7 +544,7 @@ impl State {
         self.index.note_run(&run);
         self.runs.insert(run.id, run);
         for job in jobs {
-            self.index.note_job(&job, &self.jobs, &self.runs);
+            self.index.note_job(&job, &self.jobs, &self.runs, &self.previews);
             self.jobs.insert(job.id, job);
         }
     }
@@ -610,7 +627,13 @@ impl Index {
         }
     }
 
-    fn note_job(&mut self, job: &Job, jobs: &Table<JobId, Job>, runs: &Table<RunId, Run>) {
+    fn note_job(
+        &mut self,
+        job: &Job,
+        jobs: &Table<JobId, Job>,
+        runs: &Table<RunId, Run>,
+        previews: &Table<PreviewId, Preview>,
+    ) {
         self.run_jobs.entry(job.run).or_default().insert(job.id);
         let Some(run) = runs.get(&job.run) else { return };
         if let JobState::Postponed { until, .. } = job.state {
@@ -623,10 +646,19 @@ impl Index {
             let position = (job.queued_at, job.id);
             return set(&mut self.deployments, position, is_queued && is_ready);
         }
+        let preview = self.environment_previews.get(&run.environment);
+        let waits_for_preview =
+            job.waits_for_preview(preview.and_then(|preview| previews.get(preview)));
         let class = JobClass::of(job, run);
         // A further attempt has the position of the first, so it goes before younger jobs.
         let position = (job.queued_at, job.id);
-        set_below(&mut self.ready, (run.project, class), position, is_queued && is_ready);
+        if job.kind.test().is_some_and(|test| test.preview_of.is_some()) {
+            let is_open = is_ready && !job.state.is_final();
+            set_below(&mut self.preview_tests, run.environment, job.id, is_open);
+            set(&mut self.tests, position, is_queued && is_ready && waits_for_preview);
+        }
+        let needs_machine = is_queued && is_ready && !waits_for_preview;
+        set_below(&mut self.ready, (run.project, class), position, needs_machine);
         set_below(&mut self.blocked, class, position, is_queued && !is_ready);
     }
 

@@ -77,6 +77,8 @@ pub enum SkipReason {
     Branch { branch: Option<String> },
     /// It depends on a skipped build that has no image.
     NoImage { build: String },
+    /// It is a test of the preview, and the run has none.
+    NoPreview,
 }
 
 impl fmt::Display for SkipReason {
@@ -96,6 +98,7 @@ impl fmt::Display for SkipReason {
             Self::NoImage { build } => {
                 write!(f, "it depends on {build}, which is not built here and has no image yet")
             }
+            Self::NoPreview => f.write_str("it tests the preview, and this run has none"),
         }
     }
 }
@@ -179,6 +182,8 @@ pub enum RunState {
     Building,
     /// All images are there, and the preview is not.
     Deploying,
+    /// Only tests are left.
+    Testing,
     /// All jobs completed. A run without jobs completes at once.
     Completed,
     /// A job failed, or the run could not be planned.
@@ -200,7 +205,8 @@ impl RunState {
             | Self::Deferred { .. }
             | Self::Planning { .. }
             | Self::Building
-            | Self::Deploying => false,
+            | Self::Deploying
+            | Self::Testing => false,
             Self::Completed | Self::Failed { .. } | Self::Cancelled { .. } => true,
         }
     }
@@ -220,15 +226,19 @@ impl RunState {
             (S::Planning { .. }, E::Planned) => S::Building,
             (S::Planning { .. }, E::PlanFailed(error)) => S::Failed { plan_error: Some(error) },
             (S::Building, E::BuildsCompleted) => S::Deploying,
-            (S::Building | S::Deploying, E::JobsCompleted) => S::Completed,
-            (S::Building | S::Deploying, E::JobFailed) => S::Failed { plan_error: None },
+            (S::Building | S::Deploying, E::DeploymentEnded) => S::Testing,
+            (S::Building | S::Deploying | S::Testing, E::JobsCompleted) => S::Completed,
+            (S::Building | S::Deploying | S::Testing, E::JobFailed) => {
+                S::Failed { plan_error: None }
+            }
             (
                 S::AwaitingApproval
                 | S::Pending
                 | S::Deferred { .. }
                 | S::Planning { .. }
                 | S::Building
-                | S::Deploying,
+                | S::Deploying
+                | S::Testing,
                 E::Cancelled { reason },
             ) => S::Cancelled { reason },
             (state, event) => return Err(IllegalTransition::new(state, event)),
@@ -250,8 +260,10 @@ pub enum RunEvent {
     PlanningResumed,
     Planned,
     PlanFailed(PlanFailure),
-    /// All jobs but the deployment completed.
+    /// All builds completed, and the preview is not deployed.
     BuildsCompleted,
+    /// Only tests are left, whether there was a deployment or not.
+    DeploymentEnded,
     JobsCompleted,
     /// All jobs have ended, and at least one did not complete.
     JobFailed,
@@ -336,6 +348,9 @@ pub struct Run {
     /// Whether it gets a preview, whatever `on` of `stagely.yaml` says; `None`: as it says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub with_preview: Option<bool>,
+    /// Whether tests run again that have passed in the run whose jobs are reused.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tests_again: bool,
     /// Whether its preview gets fresh data, whatever `reset_when` of `stagely.yaml` says.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub with_fresh_data: bool,
@@ -424,6 +439,7 @@ impl Run {
             from_fork: false,
             set_names: BTreeSet::new(),
             with_preview: None,
+            tests_again: false,
             with_fresh_data: false,
             github: None,
             approval: Approval::NotNeeded,

@@ -1,6 +1,7 @@
 //! The life of a run, from its request to its end.
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use stagely_protocol::FailureReason;
@@ -88,6 +89,11 @@ impl Step<'_> {
         });
         let mut jobs = plan.jobs;
         jobs.retain(|job| !self.state.is_unwanted(id, job));
+        let planned: BTreeSet<JobId> = jobs.iter().map(|job| job.id).collect();
+        // The tests of a preview that is not wanted.
+        jobs.retain(|job| {
+            !job.kind.is_test() || job.needs.iter().all(|need| planned.contains(need))
+        });
         let pushes = !jobs.is_empty() && trigger.builds();
         self.state.change_environment(environment, |environment| {
             environment.cache_refs.extend(plan.own_cache_refs);
@@ -122,9 +128,8 @@ impl Step<'_> {
 
     /// Ends the run if all its jobs have ended and no reference is yet to be moved to an image of it.
     pub(super) fn settle_run(&mut self, id: RunId) {
-        let run = self.state.runs.get(&id).filter(|run| !run.state.is_final());
-        if run.is_some_and(|run| self.has_built(run)) {
-            self.move_run(id, RunEvent::BuildsCompleted);
+        if let Some(phase) = self.state.runs.get(&id).and_then(|run| self.next_phase(run)) {
+            self.move_run(id, phase);
         }
         let run = self.state.runs.get(&id).filter(|run| !run.state.is_final());
         if let Some(end) = run.and_then(|run| self.end_of(run)) {
@@ -132,14 +137,28 @@ impl Step<'_> {
         }
     }
 
-    /// Whether only the deployment is left.
-    fn has_built(&self, run: &Run) -> bool {
-        let mut jobs = self.state.jobs_of(run.id).filter(|job| !job.state.is_final()).peekable();
-        run.state == RunState::Building
-            && jobs.peek().is_some()
-            && jobs.all(|job| {
-                job.kind.is_deploy() && job.missing_needs(&self.state.jobs).next().is_none()
-            })
+    /// The phase that the run enters because only its deployment and its tests are left, or only its tests.
+    fn next_phase(&self, run: &Run) -> Option<RunEvent> {
+        let open = || self.state.jobs_of(run.id).filter(|job| !job.state.is_final());
+        let is_late = |job: &Job| job.kind.is_deploy() || job.kind.is_test();
+        let is_open_deployment = |id: &JobId| {
+            let needed = self.state.jobs.get(id);
+            needed.is_some_and(|needed| needed.kind.is_deploy() && !needed.state.is_final())
+        };
+        let mut all = open().peekable();
+        all.peek()?;
+        // A job whose need has failed fails as well, in the same step.
+        let has_built = all.all(|job| {
+            is_late(job) && job.missing_needs(&self.state.jobs).all(|id| is_open_deployment(&id))
+        });
+        let is_deploying = open().any(|job| job.kind.is_deploy());
+        match (&run.state, is_deploying) {
+            (RunState::Building, true) if has_built => Some(RunEvent::BuildsCompleted),
+            (RunState::Building | RunState::Deploying, false) if has_built => {
+                Some(RunEvent::DeploymentEnded)
+            }
+            _ => None,
+        }
     }
 
     fn end_of(&self, run: &Run) -> Option<RunEvent> {
@@ -147,8 +166,10 @@ impl Step<'_> {
         if !jobs().all(|job| job.state.is_final()) || self.waits_for_tag(run) {
             return None;
         }
-        // A deployment that nobody wants any more is no failure of the run.
-        let is_dropped = |job: &Job| job.kind.is_deploy() && job.state == JobState::Cancelled;
+        // A deployment that nobody wants any more is no failure of the run, and neither are its tests.
+        let is_dropped = |job: &Job| {
+            (job.kind.is_deploy() || job.kind.is_test()) && job.state == JobState::Cancelled
+        };
         let all_completed =
             jobs().all(|job| matches!(job.state, JobState::Completed { .. }) || is_dropped(job));
         Some(if all_completed { RunEvent::JobsCompleted } else { RunEvent::JobFailed })
@@ -220,6 +241,8 @@ impl Job {
             took_over: None,
             reused_from: None,
             cost: Cost::ZERO,
+            results: None,
+            artifacts: None,
         }
     }
 }

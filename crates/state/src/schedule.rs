@@ -25,10 +25,10 @@ pub struct QueuedJob {
 pub enum QueueReason {
     /// Other jobs of its run, which are not completed.
     Jobs(Vec<JobId>),
-    /// The project has as many machines as it may.
+    /// The project has as many machines of the job's fleet as it may.
     ProjectLimit { project: ProjectId, max_concurrent: u32 },
-    /// As many machines are launched as may be.
-    Builder { max_concurrent: u32 },
+    /// As many machines of the fleet are launched as may be.
+    FleetLimit { fleet: Fleet, max_concurrent: u32 },
     RegisteredMachine {
         /// `None`: a machine of any arch can do the job, under emulation if need be.
         arch: Option<Arch>,
@@ -36,7 +36,8 @@ pub enum QueueReason {
     /// The provider has had no capacity since `since`. The next machine is requested after `retry_at`. The job fails if
     /// there is no capacity until `give_up_at`.
     Capacity { since: Timestamp, retry_at: Timestamp, give_up_at: Timestamp },
-    /// Another deployment of the same preview, or a preview that is sent to sleep.
+    /// Another deployment of the same preview, a preview that is sent to sleep, or tests of it. A test waits for its
+    /// preview to serve, or for the machine of the preview.
     Preview,
     /// As many previews have a machine as may, and each of them is in use or never sleeps.
     PreviewLimit {
@@ -54,6 +55,7 @@ pub enum QueueReason {
 /// not depend on the queue's length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct JobClass {
+    fleet: Fleet,
     origin: Origin,
     /// The arch that the jobs run on natively; `None`: any.
     arch: Option<Arch>,
@@ -71,8 +73,11 @@ enum Origin {
 /// The classes of the ready jobs of each project, the highest priority first.
 type QueueByPriority = BTreeMap<Reverse<u8>, BTreeMap<ProjectId, Vec<JobClass>>>;
 
+/// The fleets whose jobs wait in the queue by project. Deployments depend on the previews that are there.
+const QUEUED_FLEETS: [Fleet; 2] = [Fleet::Builder, Fleet::Tester];
+
 /// The number of the last assignment of each project. Assignments are counted over all projects.
-type Served = BTreeMap<ProjectId, u64>;
+pub(super) type Served = BTreeMap<ProjectId, u64>;
 
 /// The machine that a job is assigned to.
 #[derive(Clone, Copy)]
@@ -81,8 +86,9 @@ enum Assignment {
     Launch(Arch, ProviderName),
 }
 
-/// The machines that jobs can be assigned to at the moment.
+/// The machines of a fleet that jobs can be assigned to at the moment.
 struct Capacity {
+    fleet: Fleet,
     /// Registered machines without a job.
     idle: Vec<(Arch, MachineId)>,
     /// The arches of all registered machines that are connected and may get work.
@@ -104,14 +110,34 @@ impl State {
         // This is called after each event, mostly with an empty queue.
         let index = &self.index;
         let is_empty = index.ready.is_empty() && index.blocked.is_empty();
-        if is_empty && index.postponed.is_empty() && index.deployments.is_empty() {
+        let has_previews = !index.deployments.is_empty() || !index.tests.is_empty();
+        if is_empty && index.postponed.is_empty() && !has_previews {
             return Vec::new();
         }
-        let capacity = self.capacity();
-        let mut served = self.served.clone();
-        let mut turn = served.values().copied().max().unwrap_or(0);
         let mut queue = Vec::new();
-        for projects in self.ready_by_priority().values() {
+        for fleet in QUEUED_FLEETS {
+            self.add_ready(fleet, &mut queue);
+        }
+        queue.extend(self.index.postponed.iter().map(|(retry_at, job)| QueuedJob {
+            job: *job,
+            reason: self.missing_capacity(*job, *retry_at),
+        }));
+        let of_previews = self.deploy_queue().chain(self.test_queue());
+        queue.extend(of_previews.map(|(job, reason)| QueuedJob { job, reason }));
+        queue.extend(self.blocked_queue());
+        queue
+    }
+
+    /// Adds the jobs that only wait for a machine of `fleet`.
+    fn add_ready(&self, fleet: Fleet, queue: &mut Vec<QueuedJob>) {
+        let ready = self.ready_by_priority(fleet);
+        if ready.is_empty() {
+            return;
+        }
+        let capacity = self.capacity(fleet);
+        let mut served = self.served_of(fleet).clone();
+        let mut turn = served.values().copied().max().unwrap_or(0);
+        for projects in ready.values() {
             let waiting =
                 |project| (project, self.ready_of(project, &projects[&project], &capacity));
             let mut waiting: VecDeque<_> =
@@ -125,13 +151,6 @@ impl State {
                 }
             }
         }
-        queue.extend(self.index.postponed.iter().map(|(retry_at, job)| QueuedJob {
-            job: *job,
-            reason: self.missing_capacity(*job, *retry_at),
-        }));
-        queue.extend(self.deploy_queue().map(|(job, reason)| QueuedJob { job, reason }));
-        queue.extend(self.blocked_queue());
-        queue
     }
 
     /// The ready jobs of `project` in these classes, the oldest first.
@@ -211,7 +230,7 @@ impl State {
         match assignment {
             Assignment::Registered(_) => None,
             Assignment::Launch(arch, provider) => {
-                let fleet = (Fleet::Builder, provider);
+                let fleet = (capacity.fleet, provider);
                 self.launch_shortage(self.jobs.get(&job)?, fleet, arch, &capacity.reserved)
             }
         }
@@ -233,49 +252,57 @@ impl State {
         QueueReason::Capacity { since, retry_at, give_up_at }
     }
 
-    fn note_served(&mut self, project: ProjectId) {
-        let turn = self.served.values().max().map_or(1, |last| last + 1);
-        self.served.insert(project, turn);
+    fn note_served(&mut self, fleet: Fleet, project: ProjectId) {
+        let served = self.served.entry(fleet).or_default();
+        let turn = served.values().max().map_or(1, |last| last + 1);
+        served.insert(project, turn);
     }
 
-    fn ready_by_priority(&self) -> QueueByPriority {
+    fn served_of(&self, fleet: Fleet) -> &Served {
+        static NOBODY: Served = Served::new();
+        self.served.get(&fleet).unwrap_or(&NOBODY)
+    }
+
+    fn ready_by_priority(&self, fleet: Fleet) -> QueueByPriority {
         let mut queue = QueueByPriority::new();
-        for (project, class) in self.index.ready.keys() {
+        let ready = self.index.ready.keys().filter(|(_, class)| class.fleet == fleet);
+        for (project, class) in ready {
             let priority = Reverse(class.origin.priority(self.limits.priorities));
             queue.entry(priority).or_default().entry(*project).or_default().push(*class);
         }
         queue
     }
 
-    fn capacity(&self) -> Capacity {
-        let limits = &self.limits;
-        let builders = || self.live_machines().filter(|machine| machine.fleet == Fleet::Builder);
-        let launched = builders().filter(|machine| machine.kind == MachineKind::Launched);
-        let launchable: Vec<(Arch, ProviderName)> = self.launchable().collect();
-        let has_slot = !launchable.is_empty() && launched.count() < limits.max_concurrent as usize;
+    fn capacity(&self, fleet: Fleet) -> Capacity {
+        let machines = move || self.live_machines().filter(move |machine| machine.fleet == fleet);
+        let launched = machines().filter(|machine| machine.kind == MachineKind::Launched);
+        let launchable: Vec<(Arch, ProviderName)> = self.launchable(fleet).collect();
+        let max_concurrent = self.limits.max_of(fleet) as usize;
+        let has_slot = !launchable.is_empty() && launched.count() < max_concurrent;
         // A machine that the cloud is about to reclaim gets no further job.
         let takes_work = |machine: &&Machine| {
             let is_there = machine.connected && machine.interruption.is_none();
             machine.kind == MachineKind::Registered && is_there
         };
-        let registered = || builders().filter(takes_work);
+        let registered = || machines().filter(takes_work);
         let idle = registered().filter(|machine| machine.state == MachineState::Ready);
         Capacity {
+            fleet,
             idle: idle.map(|machine| (machine.arch, machine.id)).collect(),
             connected: registered().map(|machine| machine.arch).collect(),
-            available: self.available(),
+            available: self.available(fleet),
             launchable,
             has_slot,
-            at_limit: self.at_limit(),
+            at_limit: self.at_limit(fleet),
             reserved: self.reservations(),
         }
     }
 
-    /// The projects that have reached their limit, with that limit. A launched machine counts from its request to its
+    /// The projects that have reached their limit in `fleet`, with that limit. A launched machine counts from its request to its
     /// end, since it costs money all the time; a registered machine counts while it is busy.
-    fn at_limit(&self) -> BTreeMap<ProjectId, u32> {
+    fn at_limit(&self, fleet: Fleet) -> BTreeMap<ProjectId, u32> {
         let mut in_use: BTreeMap<ProjectId, u32> = BTreeMap::new();
-        for machine in self.live_machines().filter(|machine| machine.fleet == Fleet::Builder) {
+        for machine in self.live_machines().filter(|machine| machine.fleet == fleet) {
             let job = machine.job().and_then(|job| self.jobs.get(&job));
             if let Some(run) = job.and_then(|job| self.runs.get(&job.run)) {
                 *in_use.entry(run.project).or_default() += 1;
@@ -295,7 +322,7 @@ impl State {
         let queued = ready.chain(&self.index.blocked);
         let mut native = queued.filter(|(class, _)| class.must_be_native).peekable();
         native.peek()?;
-        let available = self.available();
+        let available = self.available(Fleet::Builder);
         if available.is_empty() {
             return None;
         }
@@ -303,12 +330,12 @@ impl State {
         native.find_map(|(class, jobs)| Some((jobs.first()?.1, class.arch.filter(is_lacking)?)))
     }
 
-    /// The arches that can be launched or that a registered machine has, connected or not.
-    fn available(&self) -> BTreeSet<Arch> {
-        let registered = self.live_machines().filter(|machine| {
-            machine.kind == MachineKind::Registered && machine.fleet == Fleet::Builder
-        });
-        let launchable = self.launchable().map(|(arch, _)| arch);
+    /// The arches of `fleet` that can be launched or that a registered machine has, connected or not.
+    pub(super) fn available(&self, fleet: Fleet) -> BTreeSet<Arch> {
+        let registered = self
+            .live_machines()
+            .filter(|machine| machine.kind == MachineKind::Registered && machine.fleet == fleet);
+        let launchable = self.launchable(fleet).map(|(arch, _)| arch);
         registered.map(|machine| machine.arch).chain(launchable).collect()
     }
 
@@ -333,7 +360,10 @@ impl State {
         let may_emulate = !has_registered && !must_be_native;
         match native.or_else(|| launchable.first().copied().filter(|_| may_emulate)) {
             Some((arch, provider)) if capacity.has_slot => Ok(Assignment::Launch(arch, provider)),
-            Some(_) => Err(QueueReason::Builder { max_concurrent: self.limits.max_concurrent }),
+            Some(_) => {
+                let fleet = capacity.fleet;
+                Err(QueueReason::FleetLimit { fleet, max_concurrent: self.limits.max_of(fleet) })
+            }
             None => Err(QueueReason::RegisteredMachine { arch: arch.filter(|_| !takes_any) }),
         }
     }
@@ -356,8 +386,8 @@ impl Step<'_> {
             self.refuse_emulation(job, arch);
         }
         self.assign_merges_to_builders();
-        while let Some((project, job, assignment)) = self.next_to_serve() {
-            self.state.note_served(project);
+        while let Some((fleet, project, job, assignment)) = self.next_to_serve() {
+            self.state.note_served(fleet, project);
             match assignment {
                 Assignment::Registered(machine) => {
                     self.begin_attempt(job, machine);
@@ -370,17 +400,24 @@ impl Step<'_> {
         }
     }
 
-    fn next_to_serve(&self) -> Option<(ProjectId, JobId, Assignment)> {
-        if self.state.index.ready.is_empty() {
+    fn next_to_serve(&self) -> Option<(Fleet, ProjectId, JobId, Assignment)> {
+        QUEUED_FLEETS.into_iter().find_map(|fleet| {
+            let (project, job, assignment) = self.next_in(fleet)?;
+            Some((fleet, project, job, assignment))
+        })
+    }
+
+    fn next_in(&self, fleet: Fleet) -> Option<(ProjectId, JobId, Assignment)> {
+        let queue = self.state.ready_by_priority(fleet);
+        if queue.is_empty() {
             return None;
         }
-        let capacity = self.state.capacity();
+        let capacity = self.state.capacity(fleet);
         if capacity.idle.is_empty() && !capacity.has_slot {
             return None;
         }
-        let queue = self.state.ready_by_priority();
         queue.values().find_map(|projects| {
-            let turns = longest_waiting_first(projects, &self.state.served).into_iter();
+            let turns = longest_waiting_first(projects, self.state.served_of(fleet)).into_iter();
             let mut turns = turns.filter(|project| !capacity.at_limit.contains_key(project));
             turns.find_map(|project| {
                 let (job, assignment) =
@@ -410,6 +447,8 @@ impl Step<'_> {
             job.steps.clear();
             job.warnings.clear();
             job.cache_miss = None;
+            job.results = None;
+            job.artifacts = None;
             job.emulated = job.arch().is_some_and(|native| arch != Some(native));
         });
     }
@@ -418,7 +457,7 @@ impl Step<'_> {
         let Some(job) = self.state.jobs.get(&job) else { return };
         let machine = Machine {
             size: job.size,
-            fleet: if job.kind.is_deploy() { Fleet::Preview } else { Fleet::Builder },
+            fleet: job.kind.fleet(),
             provider,
             on_demand: job.is_last_launch(&self.state.limits),
             requested_for: Some(job.id),
@@ -457,7 +496,7 @@ impl Job {
     pub(super) const fn arch(&self) -> Option<Arch> {
         match &self.kind {
             JobKind::Build { platform, .. } => Some(platform.arch()),
-            JobKind::Deploy { arch, .. } => *arch,
+            JobKind::Deploy { arch, .. } | JobKind::Test { arch, .. } => *arch,
             JobKind::Merge { .. } => None,
         }
     }
@@ -465,7 +504,7 @@ impl Job {
     const fn must_be_native(&self) -> bool {
         match &self.kind {
             JobKind::Build { emulation, .. } => matches!(emulation, Emulation::Forbid),
-            JobKind::Merge { .. } | JobKind::Deploy { .. } => false,
+            JobKind::Merge { .. } | JobKind::Deploy { .. } | JobKind::Test { .. } => false,
         }
     }
 }
@@ -473,11 +512,25 @@ impl Job {
 impl JobClass {
     pub(super) const fn of(job: &Job, run: &Run) -> Self {
         let origin = Origin::of(run.trigger);
-        Self { origin, arch: job.arch(), must_be_native: job.must_be_native() }
+        let (fleet, arch) = (job.kind.fleet(), job.arch());
+        Self { fleet, origin, arch, must_be_native: job.must_be_native() }
+    }
+
+    pub(super) const fn fleet(self) -> Fleet {
+        self.fleet
     }
 }
 
 impl Limits {
+    /// The most launched machines of `fleet` at once.
+    pub const fn max_of(&self, fleet: Fleet) -> u32 {
+        match fleet {
+            Fleet::Builder => self.max_concurrent,
+            Fleet::Preview => self.previews.max_concurrent,
+            Fleet::Tester => self.max_testers,
+        }
+    }
+
     /// The priority of a run's jobs; higher goes first.
     pub(super) const fn priority_of(&self, trigger: Trigger) -> u8 {
         Origin::of(trigger).priority(self.priorities)

@@ -70,8 +70,13 @@ impl State {
         step.apply(event);
         step.build_lost_images(new_id);
         step.begin_plannings();
-        step.schedule(new_id);
-        step.schedule_previews(new_id);
+        loop {
+            step.schedule(new_id);
+            step.schedule_previews(new_id);
+            if !step.schedule_tests() {
+                break;
+            }
+        }
         step.warn_of_budgets();
         step.clean_up();
         step.report_changes();
@@ -152,7 +157,10 @@ impl Step<'_> {
             }
             Event::PreviewWakeRequested { preview } => self.preview_wake_requested(preview),
             Event::PreviewSleepRequested { preview } => {
-                self.send_to_sleep(preview, false);
+                // What is tested stays as it is.
+                if !self.state.is_tested(preview) {
+                    self.send_to_sleep(preview, false);
+                }
             }
             Event::PreviewEndRequested { preview } => {
                 if let Some(preview) = self.state.previews.get(&preview) {

@@ -37,6 +37,7 @@ mod reused;
 mod runs;
 mod superseded;
 mod tags;
+mod test_jobs;
 mod transitions;
 
 const TIMEOUT: Duration = Duration::from_mins(30);
@@ -65,7 +66,9 @@ impl Core {
             planned_at_once: 2,
             planning: Duration::from_mins(10),
             priorities: Priorities::default(),
+            max_testers: max_concurrent,
             launchable_previews: launchable.clone(),
+            launchable_testers: launchable.clone(),
             launchable,
             capacity_wait: Duration::from_secs(30),
             capacity_limit: Duration::from_hours(1),

@@ -5,13 +5,13 @@
 
 use std::time::Duration;
 
-use stagely_protocol::FailureReason;
+use stagely_protocol::{FailureReason, TEST_REPORT_SECONDS_MAX};
 
 use super::merges::ABSENT_BUILDER_GRACE;
 use super::step::Step;
 use super::{
-    Attempt, Effect, ExportState, Fleet, Job, JobFailure, JobState, Limits, Machine, MachineState,
-    RunState, State, StopReason, Timestamp,
+    Attempt, Effect, ExportState, Fleet, Job, JobFailure, JobKind, JobState, Limits, Machine,
+    MachineState, RunState, State, StopReason, Timestamp,
 };
 use crate::ids::{JobId, MachineId, RunId};
 
@@ -39,10 +39,17 @@ enum Timeout {
 /// An agent may take this long to start again what served before a deployment that failed or was stopped.
 pub const DEPLOYMENT_RETURN: Duration = Duration::from_mins(3);
 
+/// An agent may take this long to read the results of a test and to upload its artifacts, after the command has ended.
+pub const TEST_RESULTS: Duration = Duration::from_secs(TEST_REPORT_SECONDS_MAX);
+
 impl Limits {
     /// Core ends a job itself this long after the job's own time limit, or after its agent was asked to stop it.
     pub const fn grace_of(&self, job: &Job) -> Duration {
-        if job.kind.is_deploy() { self.deployment_grace() } else { self.job_grace }
+        match job.kind {
+            JobKind::Deploy { .. } => self.deployment_grace(),
+            JobKind::Test { .. } => self.job_grace.saturating_add(TEST_RESULTS),
+            JobKind::Build { .. } | JobKind::Merge { .. } => self.job_grace,
+        }
     }
 
     /// The grace of a deployment, whose agent may have to go back to what served before.
@@ -130,11 +137,6 @@ impl State {
     fn work_timeout(&self, machine: &Machine, attempt: Attempt) -> Option<(Timestamp, Timeout)> {
         let id = attempt.job;
         let job = self.jobs.get(&id);
-        let grace = if machine.fleet == Fleet::Preview {
-            self.limits.deployment_grace()
-        } else {
-            self.limits.job_grace
-        };
         let own = job.filter(|job| job.state.attempt_on(machine.id) == Some(attempt.number));
         match own.map(|job| (job, &job.state)) {
             Some((job, JobState::Running { deadline, .. })) => {
@@ -144,6 +146,7 @@ impl State {
             // Simple agents never report `running`, so the job's whole time limit applies.
             Some((job, _)) => {
                 let assigned_at = job.assigned_at.unwrap_or(machine.contact_at);
+                let grace = self.limits.grace_of(job);
                 let due = self.due(assigned_at, assigned_at.after(job.timeout).after(grace));
                 Some((due, Timeout::Start(id)))
             }
@@ -154,8 +157,12 @@ impl State {
                     Some(ExportState::Stopping { since }) => Some(since),
                     Some(ExportState::Running { .. }) | None => None,
                 };
-                let later = [ended_at, requested_at].into_iter().flatten();
-                let since = later.fold(machine.contact_at, Timestamp::max);
+                let later = [ended_at, requested_at, machine.stop_requested_at];
+                let since = later.into_iter().flatten().fold(machine.contact_at, Timestamp::max);
+                let grace = match machine.fleet {
+                    Fleet::Preview => self.limits.deployment_grace(),
+                    Fleet::Builder | Fleet::Tester => self.limits.job_grace,
+                };
                 Some((self.due(since, since.after(grace)), Timeout::Stop))
             }
         }

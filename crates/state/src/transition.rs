@@ -120,9 +120,11 @@ impl Step<'_> {
     /// Moves the preview. Returns false, and notes the anomaly, if it cannot take `event`.
     pub(super) fn move_preview(&mut self, id: PreviewId, event: PreviewEvent) -> bool {
         let Some(preview) = self.state.previews.get(&id) else { return false };
-        match preview.state.transition(event) {
+        let before = preview.state;
+        match before.transition(event) {
             Ok(state) => {
                 self.state.change_preview(id, |preview| preview.state = state);
+                self.interrupt_tests(id, before);
                 true
             }
             Err(error) => self.note_anomaly(Anomaly::Preview(id, error)),

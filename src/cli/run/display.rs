@@ -106,6 +106,7 @@ impl Display {
                 }
             }
             RunStatus::Deploying => self.print("Deploying the preview"),
+            RunStatus::Testing => self.print("Testing"),
             RunStatus::Completed | RunStatus::Failed | RunStatus::Cancelled => {}
         }
     }

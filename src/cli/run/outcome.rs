@@ -36,7 +36,9 @@ pub fn exit_code(run: &RunView) -> ExitCode {
     ExitCode::from(match run.status {
         RunStatus::Completed => 0,
         RunStatus::Cancelled => EXIT_CANCELLED,
-        RunStatus::Pending | RunStatus::Building | RunStatus::Deploying => EXIT_FAILED,
+        RunStatus::Pending | RunStatus::Building | RunStatus::Deploying | RunStatus::Testing => {
+            EXIT_FAILED
+        }
         RunStatus::Failed => {
             let mut reasons =
                 run.jobs.iter().filter_map(|job| job.reason.as_ref()).chain(&run.reason);
@@ -252,6 +254,7 @@ pub(in crate::cli) mod tests {
             took_over: None,
             reused_from: None,
             cost: None,
+            test: None,
             wait: None,
             queue: None,
             queued_at: stagely_state::Timestamp(0),

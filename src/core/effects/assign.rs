@@ -2,6 +2,7 @@
 
 mod build;
 mod deploy;
+mod test;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,12 +21,14 @@ use tokio::task::spawn_blocking;
 use tracing::warn;
 
 use self::deploy::DeployInputs;
+use self::test::TestInputs;
 use super::clone_token::{CLONE_TOKEN_RETRIES, retry_clone_token};
 use super::edited_files::Comparison;
 use super::project_secrets::{self, MissingSecrets};
 use super::{CloneTokens, EditedFiles};
 use crate::config::RegistryConfig;
 use crate::core::history::History;
+use crate::core::previews::PreviewLinks;
 use crate::core::records::{Records, SharedRecords};
 use crate::core::registry::Registry;
 use crate::core::secrets::{RunSecrets, SecretStore, SecretsOf};
@@ -45,6 +48,8 @@ pub(crate) struct Assigner {
     pub(crate) edited_files: EditedFiles,
     /// `previews.allow-privileged`.
     pub(crate) allow_privileged: bool,
+    /// The addresses of what is tested.
+    pub(crate) links: PreviewLinks,
 }
 
 impl Assigner {
@@ -82,12 +87,13 @@ impl Assigner {
     ) -> anyhow::Result<()> {
         let records = self.records.read();
         if let Some(job) = attempted(&records, machine, attempt) {
-            self.sessions.send(machine, Self::message(&records, job, attempt, inputs)?);
+            self.sessions.send(machine, self.message(&records, job, attempt, inputs)?);
         }
         Ok(())
     }
 
     fn message(
+        &self,
         records: &Records,
         job: &Job,
         attempt: Attempt,
@@ -124,6 +130,10 @@ impl Assigner {
                 let secrets = project_secrets;
                 let inputs = DeployInputs { registry_auth, clone_token, secrets, allow_privileged };
                 deploy::message(records, job, attempt, inputs)
+            }
+            JobKind::Test { .. } => {
+                let (secrets, links) = (project_secrets, &self.links);
+                test::message(records, job, attempt, TestInputs { registry_auth, secrets, links })
             }
         }
     }
@@ -209,7 +219,8 @@ impl Assigner {
             JobKind::Deploy { deployment, .. } => {
                 deployment.compose.is_some() || !deployment.reset_when.is_empty()
             }
-            JobKind::Merge { .. } => false,
+            // A test runs its image alone.
+            JobKind::Merge { .. } | JobKind::Test { .. } => false,
         };
         let job = records.jobs.get(&job).filter(clones)?;
         let run = records.runs.get(&job.run)?;
@@ -242,7 +253,7 @@ impl Assigner {
     async fn previous_fingerprint(&self, job: JobId) -> Option<Fingerprint> {
         let caches = match &self.records.read().jobs.get(&job)?.kind {
             JobKind::Build { cache_from, .. } => cache_from.clone(),
-            JobKind::Merge { .. } | JobKind::Deploy { .. } => return None,
+            JobKind::Merge { .. } | JobKind::Deploy { .. } | JobKind::Test { .. } => return None,
         };
         let store = self.store.clone();
         let read = spawn_blocking(move || store.fingerprint(&caches)).await;
@@ -279,7 +290,7 @@ struct JobInputs {
     secrets: RunSecrets,
     /// For this job alone.
     clone_token: Option<SecretString>,
-    /// Of a deployment.
+    /// Of a deployment or a test.
     project_secrets: Secrets,
     allow_privileged: bool,
     /// Whether a file was edited that `reset_when` names.
@@ -288,7 +299,10 @@ struct JobInputs {
 
 /// Why a job whose message cannot be made fails.
 fn failure_reason(error: &anyhow::Error) -> FailureReason {
-    if error.is::<build::TooLong>() || error.is::<deploy::TooLong>() {
+    let is_too_long = error.is::<build::TooLong>()
+        || error.is::<deploy::TooLong>()
+        || error.is::<test::TooLong>();
+    if is_too_long {
         FailureReason::Manifest
     } else if error.is::<MissingSecrets>() {
         FailureReason::Deploy { problem: DeployProblem::Secret }

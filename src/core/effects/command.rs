@@ -64,11 +64,12 @@ impl CommandChecker {
         }
         match command.kind {
             CommandKind::Rebuild { failed_only } => {
-                let newest = self.history.newest_run_of(environment).await;
-                let newest = newest.map_err(|error| unreadable_run(environment, &error))?;
-                let rebuild = RebuildEnvironment { failed_only, preview: false };
-                let records = self.records.read();
-                started(rebuild_environment(&records, environment, newest.as_ref(), rebuild))
+                let rebuild = RebuildEnvironment { failed_only, ..RebuildEnvironment::default() };
+                self.rebuilt(environment, rebuild).await
+            }
+            CommandKind::Test => {
+                let rebuild = RebuildEnvironment { tests: true, ..RebuildEnvironment::default() };
+                self.rebuilt(environment, rebuild).await
             }
             CommandKind::Preview { action: PreviewCommand::Start } => {
                 self.started_preview(environment).await
@@ -77,6 +78,18 @@ impl CommandChecker {
                 Ok(CommandVerdict::Accepted)
             }
         }
+    }
+
+    /// Makes the rebuild of the environment's newest run.
+    async fn rebuilt(
+        &self,
+        environment: EnvironmentId,
+        rebuild: RebuildEnvironment,
+    ) -> Result<CommandVerdict, String> {
+        let newest = self.history.newest_run_of(environment).await;
+        let newest = newest.map_err(|error| unreadable_run(environment, &error))?;
+        let records = self.records.read();
+        started(rebuild_environment(&records, environment, newest.as_ref(), rebuild))
     }
 
     /// Makes the run that deploys the newest commit, if one is needed.

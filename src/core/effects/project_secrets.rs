@@ -1,4 +1,4 @@
-//! The secrets of projects that deployments need.
+//! The secrets of projects that deployments and tests need.
 
 use anyhow::Context as _;
 use stagely_protocol::Secrets;
@@ -10,7 +10,7 @@ use tokio::task::spawn_blocking;
 use crate::core::records::{Records, SharedRecords};
 use crate::core::secrets::SecretStore;
 
-/// Secrets that a deployment needs are not set.
+/// Secrets that a deployment or a test needs are not set.
 #[derive(Debug, Error)]
 #[error("secrets of the project are not set: {}; set them with {}", names.join(", "), self.commands())]
 pub(super) struct MissingSecrets {
@@ -25,7 +25,7 @@ impl MissingSecrets {
     }
 }
 
-/// Opens the secrets that the services of a deploy job get.
+/// Opens the secrets that the services of a deploy job get, or the command of a test job.
 ///
 /// # Errors
 /// [`MissingSecrets`] if some are not set.
@@ -47,14 +47,18 @@ pub(super) async fn open(
     Ok(Secrets(values))
 }
 
-/// The project of a deploy job, and the names of the secrets that its services get. Forks get none.
+/// The project of a deploy or test job, and the names of the secrets that it gets. Forks get none.
 fn needed(records: &Records, job: JobId) -> anyhow::Result<Option<(Project, Vec<String>)>> {
     let Some(job) = records.jobs.get(&job) else { return Ok(None) };
-    let JobKind::Deploy { deployment, .. } = &job.kind else { return Ok(None) };
+    let names = match &job.kind {
+        JobKind::Deploy { deployment, .. } => &deployment.secrets,
+        JobKind::Test { test, .. } => &test.secrets,
+        JobKind::Build { .. } | JobKind::Merge { .. } => return Ok(None),
+    };
     let Some(run) = records.runs.get(&job.run) else { return Ok(None) };
-    if run.from_fork || deployment.secrets.is_empty() {
+    if run.from_fork || names.is_empty() {
         return Ok(None);
     }
     let project = records.projects.get(&run.project).context("the run has no project")?;
-    Ok(Some((project.clone(), deployment.secrets.clone())))
+    Ok(Some((project.clone(), names.clone())))
 }

@@ -1,9 +1,10 @@
-//! `/v1/agent`: what agents dial: the WebSocket of their session, and the archives of previews.
+//! `/v1/agent`: what agents dial: the WebSocket of their session, the archives of previews, and the artifacts of tests.
 //!
 //! Each session is a task with bounded queues. Core stops reading from an agent that sends faster than the store
 //! writes, and closes the connection of an agent that does not read. Neither delays other agents.
 
 mod archives;
+mod artifacts;
 mod reports;
 mod session;
 
@@ -27,6 +28,7 @@ use tracing::{debug, error, info};
 use self::session::AgentSession;
 use super::websockets::WebSockets;
 use crate::core::archives::Archives;
+use crate::core::artifacts::Artifacts;
 use crate::core::logs::{AppendError, LogStore};
 use crate::core::orchestrator::{Events, ShuttingDown};
 use crate::core::previews::PreviewReports;
@@ -59,6 +61,7 @@ pub(crate) struct AgentEndpoint {
     pub(crate) secrets: SecretStore,
     pub(crate) preview_reports: PreviewReports,
     pub(crate) archives: Archives,
+    pub(crate) artifacts: Artifacts,
     pub(crate) sockets: WebSockets,
 }
 
@@ -73,6 +76,7 @@ impl AgentEndpoint {
         Router::new()
             .route(stagely_protocol::CONNECT_PATH, get(connect))
             .merge(archives::router())
+            .merge(artifacts::router())
             .with_state(self)
     }
 

@@ -10,6 +10,7 @@ use tracing::error;
 
 use crate::api::ErrorBody;
 use crate::core::archives::ArchiveError;
+use crate::core::artifacts::ArtifactError;
 use crate::core::disk::DiskNearlyFull;
 use crate::core::intake::IntakeError;
 use crate::core::intake::fields::InvalidRequest;
@@ -133,6 +134,27 @@ impl From<ArchiveError> for ApiError {
                 Self::new(StatusCode::INSUFFICIENT_STORAGE, "disk_nearly_full", message)
             }
             ArchiveError::Disk(_) => Self::internal(&error),
+        }
+    }
+}
+
+impl From<ArtifactError> for ApiError {
+    fn from(error: ArtifactError) -> Self {
+        let message = error.to_string();
+        match error {
+            ArtifactError::NotTesting(_) => Self::forbidden(message),
+            ArtifactError::TooLarge { .. } | ArtifactError::PieceTooLarge => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)
+            }
+            ArtifactError::Elsewhere { .. } | ArtifactError::Superseded => Self::conflict(message),
+            ArtifactError::WrongLength | ArtifactError::WrongDigest | ArtifactError::Invalid(_) => {
+                Self::invalid(message)
+            }
+            ArtifactError::DiskNearlyFull(error) => error.into(),
+            ArtifactError::Disk(error) if error.kind() == io::ErrorKind::StorageFull => {
+                Self::new(StatusCode::INSUFFICIENT_STORAGE, "disk_nearly_full", message)
+            }
+            ArtifactError::Disk(_) => Self::internal(&error),
         }
     }
 }

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use stagely_state::ids::MachineId;
-use stagely_state::{Event, Fleet, MachineKind};
+use stagely_state::{Event, MachineKind};
 use tokio::task::spawn_blocking;
 
 use super::auth::{Admin, Reader};
@@ -60,9 +60,6 @@ pub(super) async fn add(
         || name.chars().any(char::is_control)
     {
         return Err(ApiError::invalid("name: must be 1 to 100 printable characters"));
-    }
-    if add.fleet == Fleet::Tester {
-        return Err(ApiError::invalid("fleet: must be `builder` or `preview`"));
     }
     let secrets = api.secrets.clone();
     let token = spawn_blocking(move || secrets.add_machine_token(machine))

@@ -1,6 +1,7 @@
 //! The HTML pages that comments and commit statuses link to: a run, a job, a preview, and their logs.
 
 mod previews;
+mod results;
 
 use std::borrow::Cow;
 
@@ -24,6 +25,7 @@ use stagely_state::ids::{EnvironmentId, JobId, RunId};
 use stagely_state::{Approval, Attempt};
 use tracing::error;
 
+use self::results::ResultsPart;
 use super::{ApiState, log_streams, views};
 use crate::api::{
     JobKindView, JobStatus, JobView, LostAttempt, PreviewView, Role, RunStatus, RunView,
@@ -219,6 +221,7 @@ struct JobPage {
     first_line: u64,
     log: Vec<String>,
     preview: Option<PreviewView>,
+    results: Option<ResultsPart>,
     job: JobView,
 }
 
@@ -358,7 +361,7 @@ async fn job(
     };
     let preview = match job.kind {
         JobKindView::Deploy => preview_of_run(&api, job.run_id, &visitor).await,
-        JobKindView::Build | JobKindView::Merge => None,
+        JobKindView::Build | JobKindView::Merge | JobKindView::Test => None,
     };
     page(&JobPage {
         goes_on: !job.status.is_final(),
@@ -376,6 +379,7 @@ async fn job(
         first_line,
         log: shown_lines(&lines),
         preview,
+        results: results::of(&job),
         job,
     })
 }

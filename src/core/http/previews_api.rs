@@ -18,6 +18,7 @@ use crate::api::{
     ErrorBody, ExtendPreview, ListPreviews, PreviewLogRange, PreviewStatus, PreviewView, Role,
 };
 use crate::core::logs::LogId;
+use crate::core::previews::is_tested;
 use crate::core::records::Records;
 
 /// Lists the open previews, or also those that have ended, the oldest first.
@@ -58,7 +59,7 @@ pub(super) async fn get(
 #[utoipa::path(post, path = "/previews/{id}/sleep", params(("id" = String, Path)), responses(
     (status = 200, body = PreviewView, description = "It archives, or is asleep already."),
     (status = 404, body = ErrorBody),
-    (status = 409, body = ErrorBody, description = "It is deployed, or has ended."),
+    (status = 409, body = ErrorBody, description = "It is deployed or tested, or has ended."),
 ))]
 pub(super) async fn sleep(
     State(api): State<ApiState>,
@@ -67,6 +68,9 @@ pub(super) async fn sleep(
 ) -> Result<Json<PreviewView>, ApiError> {
     let preview = find(&api, id, writer.role)?;
     match preview.status {
+        PreviewStatus::Live if is_under_test(&api, id) => {
+            return Err(conflict(&preview, "try again when its tests have ended"));
+        }
         PreviewStatus::Live => {}
         PreviewStatus::Archiving | PreviewStatus::Asleep => return Ok(Json(preview)),
         PreviewStatus::Deploying | PreviewStatus::Updating | PreviewStatus::Waking => {
@@ -78,6 +82,11 @@ pub(super) async fn sleep(
     }
     api.events.store(Event::PreviewSleepRequested { preview: id }).await?;
     find(&api, id, writer.role).map(Json)
+}
+
+fn is_under_test(api: &ApiState, id: PreviewId) -> bool {
+    let records = api.records.read();
+    records.previews.get(&id).is_some_and(|preview| is_tested(&records, preview))
 }
 
 /// Wakes a sleeping preview, as a visit does; one that is about to sleep wakes afterwards. For one that serves it counts as

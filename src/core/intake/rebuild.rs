@@ -50,7 +50,7 @@ pub(crate) fn rebuild(
     earlier: &Run,
     rebuild: RebuildRun,
 ) -> Result<RequestedRun, RebuildError> {
-    check_rebuild(earlier, rebuild.failed && !rebuild.preview)?;
+    check_rebuild(earlier, rebuild.failed && !rebuild.preview && !rebuild.tests)?;
     rebuild_of(records, earlier, rebuild)
 }
 
@@ -67,11 +67,11 @@ pub(crate) fn rebuild_environment(
 ) -> Result<RequestedRun, RebuildError> {
     check_open(records, id)?;
     let newest = newest.ok_or(NotRebuildable::NoRun)?;
-    let RebuildEnvironment { failed_only, preview } = rebuild;
-    if newest.state.is_final() || failed_only {
-        check_rebuild(newest, failed_only && !preview)?;
+    let RebuildEnvironment { failed_only, preview, tests } = rebuild;
+    if newest.state.is_final() || failed_only || tests {
+        check_rebuild(newest, failed_only && !preview && !tests)?;
     }
-    let rebuild = RebuildRun { failed: failed_only, preview, ..RebuildRun::default() };
+    let rebuild = RebuildRun { failed: failed_only, preview, tests, ..RebuildRun::default() };
     rebuild_of(records, newest, rebuild)
 }
 
@@ -128,7 +128,8 @@ fn rebuild_of(
             inherited_preview(earlier, environment)
         },
         rebuilds: Some(earlier.original()),
-        reuses: rebuild.failed.then_some(id),
+        tests_again: rebuild.tests,
+        reuses: rebuild.reuses().then_some(id),
         ..Run::new(new_id::<RunId>(), environment, earlier.repository.clone(), now())
     };
     let run = run.with_approval(earlier.approval.clone());
@@ -158,7 +159,7 @@ fn check_arguments(earlier: &Run, rebuild: &RebuildRun) -> Result<(), InvalidReq
     }
     let added = |name: &&String| !earlier.set_names.contains(*name);
     let added: Vec<&str> = rebuild.set.keys().filter(added).map(String::as_str).collect();
-    if rebuild.failed && !added.is_empty() {
+    if rebuild.reuses() && !added.is_empty() {
         let names = added.join(", ");
         let problem = format!(
             "{id} was not given {names}, so what completed there was built without: leave it out, or \

@@ -12,6 +12,9 @@ use crate::core::secrets::SecretStore;
 /// The parameter of a URL that holds the key of a preview.
 pub const ACCESS_PARAMETER: &str = "stagely-access";
 
+/// The header of a request that holds the key of a preview, or a token of the API.
+pub const ACCESS_HEADER: &str = "x-stagely-access";
+
 /// Where previews are. Clones share the secrets.
 #[derive(Clone, Debug)]
 pub struct PreviewLinks {
@@ -85,6 +88,6 @@ pub fn deployment_of<'a>(records: &'a Records, preview: &'a Preview) -> Option<&
     };
     match &records.jobs.get(&job)?.kind {
         JobKind::Deploy { deployment, .. } => Some(deployment),
-        JobKind::Build { .. } | JobKind::Merge { .. } => None,
+        JobKind::Build { .. } | JobKind::Merge { .. } | JobKind::Test { .. } => None,
     }
 }

@@ -40,7 +40,7 @@ pub(crate) fn reason_of_wait(records: &Records, job: &Job) -> Option<String> {
         QueueReason::Budget(shortage) => records.shortage_text(shortage),
         QueueReason::Jobs(_)
         | QueueReason::ProjectLimit { .. }
-        | QueueReason::Builder { .. }
+        | QueueReason::FleetLimit { .. }
         | QueueReason::Nothing => return None,
     })
 }
@@ -53,6 +53,11 @@ fn wait_for_preview(records: &Records, job: &Job) -> String {
         Some(PreviewState::Archiving { .. }) => "its data is being archived",
         Some(PreviewState::Ending) => "its former machine is being terminated",
         Some(state) if state.job().is_some() => "another deployment of it is under way",
+        Some(PreviewState::Live { .. })
+            if preview.is_some_and(|preview| is_tested(records, preview)) =>
+        {
+            "what it shows is being tested"
+        }
         Some(PreviewState::Live { machine }) => {
             let machine = records.machines.get(&machine);
             if machine.is_some_and(|machine| machine.connected) {
@@ -64,6 +69,17 @@ fn wait_for_preview(records: &Records, job: &Job) -> String {
         _ => "another preview goes to sleep to make room",
     };
     text.to_owned()
+}
+
+/// Whether a test of what the preview shows is open.
+pub(crate) fn is_tested(records: &Records, preview: &Preview) -> bool {
+    let shown = preview.shown.as_ref().map(|shown| shown.requested_at);
+    records.jobs.values().any(|job| {
+        let tested = job.kind.test().and_then(|test| test.preview_of);
+        let environment = || records.runs.get(&job.run).map(|run| run.environment);
+        let is_open = tested.is_some() && !job.state.is_final();
+        is_open && tested == shown && environment() == Some(preview.environment)
+    })
 }
 
 /// The open run that builds the preview's images again.

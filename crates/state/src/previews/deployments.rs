@@ -114,6 +114,7 @@ impl Step<'_> {
         let run = job.run;
         self.state.change_job(id, |job| job.warnings.push(reason.to_owned()));
         self.cancel_job(id);
+        self.drop_tests_of(id, run);
         self.settle_run(run);
     }
 
@@ -235,7 +236,7 @@ impl Step<'_> {
         // Fresh data is on another machine.
         let changes_data = |job: &&Job| match &job.kind {
             JobKind::Deploy { deployment, .. } => job.assigned_at.is_some() && !deployment.fresh,
-            JobKind::Build { .. } | JobKind::Merge { .. } => false,
+            JobKind::Build { .. } | JobKind::Merge { .. } | JobKind::Test { .. } => false,
         };
         let job = self.state.jobs.get(&job).filter(changes_data);
         let run = job.and_then(|job| self.state.runs.get(&job.run));
@@ -331,9 +332,7 @@ impl Step<'_> {
             return;
         };
         // A deployment that waits wakes it with the newer images.
-        if self.state.waiting_deployment(preview.environment).is_none()
-            && self.state.run_of_lost_images(preview).is_none()
-        {
+        if !self.state.is_to_be_deployed(preview) {
             self.deploy_again(preview.environment, shown.into(), Trigger::Wake, new_id);
         }
     }

@@ -303,12 +303,14 @@ impl Step<'_> {
     fn fire_preview_timeout(&mut self, id: PreviewId) {
         let Some(preview) = self.state.previews.get(&id) else { return };
         let (state, ends_at) = (preview.state, preview.ends_at());
-        let is_idle = preview.is_idle(self.now);
+        let is_tested =
+            matches!(state, PreviewState::Live { .. }) && self.state.is_under_test(preview);
+        let is_idle = preview.is_idle(self.now) && !is_tested;
         if let PreviewState::Archiving { machine, .. } = state {
             let problem = "its data was not archived within previews.archive-limit".to_owned();
             return self.preview_archived(machine, id, None, Some(problem));
         }
-        if ends_at.is_some_and(|end| end <= self.now) {
+        if ends_at.is_some_and(|end| end <= self.now) && !is_tested {
             return self.end_preview(id, CancelReason::Requested);
         }
         let PreviewState::Live { machine } = state else { return };

@@ -7,7 +7,7 @@ use stagely_protocol::{Arch, FailureReason};
 use crate::ids::{JobId, MachineId, PreviewId};
 use crate::{
     Fleet, Job, JobKind, Machine, MachineKind, MachineState, Preview, PreviewState, ProviderName,
-    QueueReason, Run, State, Timestamp,
+    QueueReason, Run, State, Timestamp, Trigger,
 };
 
 /// A preview gives its machine to another one only after this time without use. Otherwise previews that are in use would
@@ -82,6 +82,13 @@ impl State {
             return DeployTarget::Wait(QueueReason::Preview);
         }
         match state {
+            // What serves and is tested stays, unless its machine runs something else than the preview shows.
+            PreviewState::Live { .. }
+                if run.trigger != Trigger::Wake
+                    && preview.is_some_and(|preview| self.is_under_test(preview)) =>
+            {
+                DeployTarget::Wait(QueueReason::Preview)
+            }
             PreviewState::Live { machine } => self.beside_serving(job, run, machine),
             PreviewState::Deploying { .. }
             | PreviewState::Asleep
@@ -162,7 +169,7 @@ impl State {
     /// The arch that the machine has to have. `None` also if no machine has the images' own one: they are emulated then.
     fn deploy_arch(&self, job: &Job) -> Option<Arch> {
         let registered = self.registered_previews().map(|machine| machine.arch);
-        let launchable = self.launchable_previews().map(|(arch, _)| arch);
+        let launchable = self.launchable(Fleet::Preview).map(|(arch, _)| arch);
         let mut known = registered.chain(launchable);
         job.arch().filter(|arch| known.any(|known| known == *arch))
     }
@@ -180,7 +187,7 @@ impl State {
         if let Some(machine) = registered.find(is_free) {
             return DeployTarget::Machine(machine.id);
         }
-        let launchable = self.launchable_previews().find(|(arch, _)| fits(*arch));
+        let launchable = self.launchable(Fleet::Preview).find(|(arch, _)| fits(*arch));
         let contended = match launchable {
             Some((arch, provider)) => {
                 let target = self.launch_target(job, arch, provider);
@@ -233,7 +240,8 @@ impl State {
             };
             // Its data could not be archived otherwise.
             let is_there = |machine: &Machine| machine.connected && machine.interruption.is_none();
-            preview.may_sleep() && machine.is_some_and(is_there)
+            let may_sleep = preview.may_sleep() && !self.is_under_test(preview);
+            may_sleep && machine.is_some_and(is_there)
         };
         let idle = previews.iter().filter(may_be_evicted);
         match idle.min_by_key(|preview| preview.active_at) {

@@ -313,7 +313,7 @@ fn a_job_that_waits_for_capacity_does_not_block_others() {
     assert!(matches!(core.job_state(jobs[1]), JobState::Provisioning { attempt: 1, .. }));
     let machine = core.launched(jobs[1]);
     core.wait(Duration::from_secs(30));
-    let builder = QueueReason::Builder { max_concurrent: 1 };
+    let builder = QueueReason::FleetLimit { fleet: Fleet::Builder, max_concurrent: 1 };
     assert_eq!(core.state.queue(), [QueuedJob { job: jobs[0], reason: builder }]);
 
     core.step(Event::MachineGone { machine, taken_back: false });

@@ -95,7 +95,10 @@ fn the_queue_says_what_each_job_waits_for() {
 
     let reason = |id: JobId| &queue.iter().find(|queued| queued.job == id).unwrap().reason;
     assert_eq!(reason(jobs[0]), &QueueReason::Jobs(vec![first.id, second.id]));
-    assert_eq!(reason(jobs[1]), &QueueReason::Builder { max_concurrent: 1 });
+    assert_eq!(
+        reason(jobs[1]),
+        &QueueReason::FleetLimit { fleet: Fleet::Builder, max_concurrent: 1 }
+    );
     assert_eq!(reason(jobs[2]), &QueueReason::RegisteredMachine { arch: Some(Arch::Arm64) });
     assert_eq!(queue.last().unwrap().job, jobs[0], "who waits for others is served last");
 }
@@ -378,7 +381,10 @@ fn a_project_has_no_more_machines_than_its_limit_and_others_get_the_rest() {
     assert_eq!(waiting(&core, &limited), [false, false, true]);
     assert_eq!(waiting(&core, &free), [false, false, true]);
     assert_eq!(reason_of(&core, limited[2]), at_limit(1, 2));
-    assert_eq!(reason_of(&core, free[2]), QueueReason::Builder { max_concurrent: 4 });
+    assert_eq!(
+        reason_of(&core, free[2]),
+        QueueReason::FleetLimit { fleet: Fleet::Builder, max_concurrent: 4 }
+    );
 }
 
 #[test]
@@ -482,7 +488,7 @@ fn an_arch_that_its_provider_lacks_is_emulated_until_it_has_it() {
     let (job, is_emulated) = arm64_build(&mut core);
     assert!(is_emulated);
     assert_eq!(core.state.machines[&core.machine_of(job)].arch, Arch::Amd64);
-    let launchable: Vec<_> = core.state.launchable().collect();
+    let launchable: Vec<_> = core.state.launchable(Fleet::Builder).collect();
     assert_eq!(launchable, [(Arch::Amd64, ProviderName::Local)]);
 
     describe(&mut core, ProviderName::Local, &Arch::ALL);
@@ -519,7 +525,7 @@ fn a_provider_without_any_arch_is_still_asked_to_launch() {
 
     describe(&mut core, ProviderName::Local, &[]);
 
-    assert_eq!(core.state.launchable().count(), 2);
+    assert_eq!(core.state.launchable(Fleet::Builder).count(), 2);
     assert!(!arm64_build(&mut core).1);
 }
 
@@ -530,5 +536,5 @@ fn the_arches_of_a_provider_are_forgotten_at_a_restart() {
 
     core.restart();
 
-    assert_eq!(core.state.launchable().count(), 2);
+    assert_eq!(core.state.launchable(Fleet::Builder).count(), 2);
 }

@@ -3,7 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use stagely_protocol::{Arch, Digest, FailureReason, ImageRef, RegistryProblem, SystemInfo};
+use stagely_protocol::{
+    Arch, Digest, FailureReason, ImageRef, RegistryProblem, SystemInfo, TestResults,
+};
 use stagely_state::ids::{MachineId, PreviewId, SessionId};
 use stagely_state::{
     Archive, Attempt, Event, Interruption, JobFailure, JobOutcome, JobReport, Timestamp,
@@ -36,6 +38,15 @@ pub(crate) struct Task {
     pub(crate) cache: Option<ImageRef>,
     /// The preview that a deployment starts.
     pub(crate) deploys: Option<PreviewId>,
+    /// Whether it is a test, which has results.
+    pub(crate) tests: bool,
+}
+
+impl Task {
+    fn report(&self, attempt: Attempt, outcome: JobOutcome, exporting_cache: bool) -> JobReport {
+        let results = self.tests.then(|| results(attempt));
+        JobReport { exporting_cache, results, ..JobReport::new(outcome) }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -116,7 +127,9 @@ impl Agent {
                 Progress::Exporting { is_acknowledged: false, .. } | Progress::Ended => {
                     let outcome = work.outcome.clone().expect("the outcome was reported");
                     let is_early = work.progress != Progress::Ended;
-                    session.to_core.push_back(reported(self.machine, *attempt, outcome, is_early));
+                    let report = work.task.report(*attempt, outcome, is_early);
+                    let (machine, attempt) = (self.machine, *attempt);
+                    session.to_core.push_back(Event::JobReported { machine, attempt, report });
                 }
             }
         }
@@ -211,7 +224,7 @@ impl Agent {
 
     /// Begins a job. Beside an export only a merge may begin.
     fn begin(&mut self, attempt: Attempt, task: Task) {
-        let is_merge = task.cache.is_none() && task.deploys.is_none();
+        let is_merge = task.cache.is_none() && task.deploys.is_none() && !task.tests;
         let hinders = |(other, work): (&Attempt, &Work)| {
             *other != attempt
                 && match work.progress {
@@ -301,7 +314,9 @@ impl Agent {
         if let Some(work) = self.work.get_mut(&attempt) {
             work.outcome = Some(outcome.clone());
         }
-        self.send(reported(self.machine, attempt, outcome, is_early));
+        let task = self.work.get(&attempt).map(|work| work.task.clone()).unwrap_or_default();
+        let report = task.report(attempt, outcome, is_early);
+        self.send(Event::JobReported { machine: self.machine, attempt, report });
     }
 
     fn send(&mut self, event: Event) {
@@ -323,6 +338,11 @@ pub(crate) fn reported(
 ) -> Event {
     let report = JobReport { exporting_cache, ..JobReport::new(outcome) };
     Event::JobReported { machine, attempt, report }
+}
+
+/// The counts say which attempt had them.
+pub(crate) fn results(Attempt { number, .. }: Attempt) -> TestResults {
+    TestResults { passed: u64::from(number), ..TestResults::default() }
 }
 
 /// The digest says which attempt pushed it.

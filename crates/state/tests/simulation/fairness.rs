@@ -9,8 +9,8 @@ use stagely_protocol::{Arch, Emulation, Platform, SystemInfo};
 use stagely_state::ids::{EnvironmentId, JobId, ProjectId, RunId, SessionId};
 use stagely_state::{
     Budget, Effect, Environment, Event, Fleet, Job, JobKind, JobOutcome, JobReport, JobState,
-    Limits, Machine, MachineKind, MachineState, PlannedJob, PlannedRun, PreviewLimits, Prices,
-    Priorities, Project, ProviderName, Run, State, Timestamp, Trigger,
+    Limits, Machine, MachineKind, MachineState, PlannedJob, PlannedRun, PreviewLimits,
+    PreviewState, Prices, Priorities, Project, ProviderName, Run, State, Timestamp, Trigger,
 };
 
 use crate::money;
@@ -46,7 +46,7 @@ impl ServiceOrder {
             );
             let later = served[turn + 1..].iter().map(|(_, job)| *job);
             // A later assignment of this step may have reached the project's limit.
-            let may_have_more = |job: &&Job| !is_at_limit(core, project_of(core, job));
+            let may_have_more = |job: &&Job| !is_at_limit(core, job);
             let queued = core.jobs.values().filter(|job| is_ready(core, job));
             let queued = queued.filter(may_have_more);
             // A job that no budget sufficed for was passed over, and its reason may be another one by now.
@@ -55,9 +55,9 @@ impl ServiceOrder {
             for waiting in queued.filter(|job| could_use(core, job, machine)) {
                 self.check_turn(core, job, waiting);
             }
-            let project = project_of(core, job);
+            let turn_of = |job: &Job| (project_of(core, job), job.kind.fleet());
             self.passed_over.retain(|(waiting, _)| {
-                core.jobs.get(waiting).is_some_and(|waiting| project_of(core, waiting) != project)
+                core.jobs.get(waiting).is_some_and(|waiting| turn_of(waiting) != turn_of(job))
             });
         }
     }
@@ -93,7 +93,8 @@ fn served<'a>(core: &'a State, before: &Before, effect: &Effect) -> Option<(&'a 
         _ => return None,
     };
     let attempt = transitions::current(core, machine)?;
-    if machine.fleet != Fleet::Builder {
+    // Deployments and tests on the machines of previews are not served in turns.
+    if machine.fleet == Fleet::Preview {
         return None;
     }
     let is_new = !before.had(machine.id, attempt);
@@ -102,7 +103,7 @@ fn served<'a>(core: &'a State, before: &Before, effect: &Effect) -> Option<(&'a 
 
 /// Each new assignment has an effect.
 fn check_assigned(core: &State, before: &Before, served: &[(&Machine, &Job)]) {
-    for machine in builders(core) {
+    for machine in core.live_machines().filter(|machine| machine.fleet != Fleet::Preview) {
         let attempt = transitions::current(core, machine);
         if let Some(attempt) = attempt.filter(|attempt| !before.had(machine.id, *attempt)) {
             let count = served.iter().filter(|(_, job)| job.id == attempt.job).count();
@@ -128,42 +129,60 @@ fn priority(core: &State, job: &Job) -> u8 {
     }
 }
 
-/// The machines that have jobs of `project`.
-fn machines_of(core: &State, project: ProjectId) -> usize {
+/// The machines of `fleet` that have jobs of `project`.
+fn machines_of(core: &State, fleet: Fleet, project: ProjectId) -> usize {
     let is_its_own = |machine: &&Machine| {
         let job = machine.job().and_then(|job| core.jobs.get(&job));
         job.is_some_and(|job| core.runs.get(&job.run).is_some_and(|run| run.project == project))
     };
-    builders(core).filter(is_its_own).count()
+    machines_in(core, fleet).filter(is_its_own).count()
 }
 
-/// The machines of the builder fleet. Deployments have machines of their own.
-pub(crate) fn builders(core: &State) -> impl Iterator<Item = &Machine> {
-    core.live_machines().filter(|machine| machine.fleet == Fleet::Builder)
+/// The live machines of the fleet.
+pub(crate) fn machines_in(core: &State, fleet: Fleet) -> impl Iterator<Item = &Machine> {
+    core.live_machines().filter(move |machine| machine.fleet == fleet)
 }
 
-fn is_at_limit(core: &State, project: ProjectId) -> bool {
+/// Whether the job's project has as many machines of the job's fleet as it may.
+fn is_at_limit(core: &State, job: &Job) -> bool {
+    let project = project_of(core, job);
     let limit = core.projects.get(&project).and_then(|project| project.max_concurrent);
-    limit.is_some_and(|limit| machines_of(core, project) >= limit.get() as usize)
+    let machines = machines_of(core, job.kind.fleet(), project);
+    limit.is_some_and(|limit| machines >= limit.get() as usize)
 }
 
-/// Whether the job only waits for a builder.
+/// Whether the job only waits for a builder or a tester.
 pub(crate) fn is_ready(core: &State, job: &Job) -> bool {
     let is_completed = |id| matches!(core.jobs[id].state, JobState::Completed { .. });
-    !job.kind.is_deploy()
+    job.kind.fleet() != Fleet::Preview
         && matches!(job.state, JobState::Queued { .. })
         && job.needs.iter().all(is_completed)
+        && serves_tested(core, job)
+}
+
+/// Whether the preview that the job tests is live and shows what the test is for, or it tests none.
+pub(crate) fn serves_tested(core: &State, job: &Job) -> bool {
+    let Some(requested_at) = job.kind.test().and_then(|test| test.preview_of) else { return true };
+    let environment = core.runs[&job.run].environment;
+    let mut previews = core.previews.values();
+    previews.any(|preview| {
+        let shown = preview.shown.as_ref().map(|shown| shown.requested_at);
+        preview.environment == environment
+            && matches!(preview.state, PreviewState::Live { .. })
+            && shown == Some(requested_at)
+    })
 }
 
 /// Whether `machine` can do the job.
 pub(crate) fn could_use(core: &State, job: &Job, machine: &Machine) -> bool {
-    match machine.kind {
+    let will_do = match machine.kind {
         MachineKind::Registered => {
             let has_arch = is_native(job, machine.arch) || may_emulate(core, job);
             has_arch && machine.interruption.is_none()
         }
         MachineKind::Launched => may_launch(core, job),
-    }
+    };
+    will_do && job.kind.fleet() == machine.fleet
 }
 
 /// Whether a registered machine may emulate the job's arch, because no machine has it, connected or not.
@@ -173,24 +192,28 @@ pub(crate) fn may_emulate(core: &State, job: &Job) -> bool {
 
 /// Whether a registered machine, or one that may be launched, has the job's arch.
 pub(crate) fn has_native(core: &State, job: &Job) -> bool {
-    let mut registered = builders(core).filter(|machine| machine.kind == MachineKind::Registered);
-    core.launchable().any(|(arch, _)| is_native(job, arch))
+    let fleet = job.kind.fleet();
+    let mut registered =
+        machines_in(core, fleet).filter(|machine| machine.kind == MachineKind::Registered);
+    core.launchable(fleet).any(|(arch, _)| is_native(job, arch))
         || registered.any(|machine| is_native(job, machine.arch))
 }
 
 /// Whether a machine may be launched for the job: one of its arch, or another one if no machine has its arch.
 pub(crate) fn may_launch(core: &State, job: &Job) -> bool {
-    let mut registered = builders(core).filter(|machine| machine.kind == MachineKind::Registered);
+    let fleet = job.kind.fleet();
+    let mut registered =
+        machines_in(core, fleet).filter(|machine| machine.kind == MachineKind::Registered);
     let has_native = registered.any(|machine| {
         machine.connected && machine.interruption.is_none() && is_native(job, machine.arch)
     });
     can_launch_native(core, job)
-        || core.launchable().next().is_some() && !has_native && !must_be_native(job)
+        || core.launchable(fleet).next().is_some() && !has_native && !must_be_native(job)
 }
 
 /// Whether a machine of the job's arch may be launched.
 fn can_launch_native(core: &State, job: &Job) -> bool {
-    core.launchable().any(|(arch, _)| is_native(job, arch))
+    core.launchable(job.kind.fleet()).any(|(arch, _)| is_native(job, arch))
 }
 
 /// Whether the job may not be emulated.
@@ -203,7 +226,9 @@ pub(crate) fn is_native(job: &Job, arch: Arch) -> bool {
     match &job.kind {
         JobKind::Build { platform, .. } => platform.arch() == arch,
         JobKind::Merge { .. } => true,
-        JobKind::Deploy { arch: wanted, .. } => wanted.is_none_or(|wanted| wanted == arch),
+        JobKind::Deploy { arch: wanted, .. } | JobKind::Test { arch: wanted, .. } => {
+            wanted.is_none_or(|wanted| wanted == arch)
+        }
     }
 }
 
@@ -238,7 +263,9 @@ impl Crowd {
             planning: Duration::from_mins(10),
             priorities: Priorities::default(),
             launchable: BTreeMap::from([(Arch::Amd64, ProviderName::Local)]),
+            max_testers: 0,
             launchable_previews: BTreeMap::new(),
+            launchable_testers: BTreeMap::new(),
             capacity_wait: Duration::from_secs(30),
             capacity_limit: Duration::from_hours(1),
             previews: PreviewLimits::default(),
@@ -279,7 +306,7 @@ impl Crowd {
         let projects: Vec<ProjectId> = self.core.projects.keys().copied().collect();
         for project in projects {
             let most = self.most_of.entry(project).or_default();
-            *most = machines_of(&self.core, project).max(*most);
+            *most = machines_of(&self.core, Fleet::Builder, project).max(*most);
         }
     }
 

@@ -268,7 +268,8 @@ impl Github {
             }
             _ if is_label => CommandKind::Approve { commit: Some(pull_request.head.to_string()) },
             0 => CommandKind::Cancel,
-            1 | 2 => CommandKind::Rebuild { failed_only: rng.chance(50) },
+            1 => CommandKind::Rebuild { failed_only: rng.chance(50) },
+            2 => CommandKind::Test,
             6..10 => CommandKind::Preview { action: preview_command(rng) },
             _ => CommandKind::Approve { commit },
         };

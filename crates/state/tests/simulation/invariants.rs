@@ -2,6 +2,7 @@
 
 mod github;
 mod previews;
+mod tests;
 
 use std::time::Duration;
 
@@ -10,12 +11,12 @@ use stagely_state::ids::JobId;
 use stagely_state::{
     Approval, Attempt, Changes, Effect, Environment, Event, ExportState, Fleet, Interruption, Job,
     JobFailure, JobKind, JobState, Machine, MachineKind, MachineState, ProviderName, QueueReason,
-    Run, RunState, Snapshot, State, Timestamp,
+    Run, RunState, Snapshot, State, TEST_RESULTS, Timestamp,
 };
 
 use crate::agents::digest;
 use crate::world::World;
-use crate::{fairness, money, transitions};
+use crate::{fairness, money, plans, transitions};
 
 pub(crate) use self::github::Memory;
 
@@ -28,7 +29,8 @@ pub(crate) fn check(world: &World, event: &Event) {
     check_outbox(core);
     check_queue(core);
     check_launchable(world);
-    previews::check(core);
+    previews::check(world);
+    tests::check(core);
     if matches!(event, Event::Tick) {
         let next = core.next_deadline();
         assert!(next.is_none_or(|next| next > world.now), "a tick leaves {next:?} undone");
@@ -45,13 +47,16 @@ fn check_machines(world: &World) {
     let recorded = launched().filter(|machine| !world.swept.contains(&machine.id));
     let recorded = recorded.filter(|machine| machine.fleet == Fleet::Preview).count();
     assert!(recorded <= previews as usize, "{recorded} preview machines, and {previews} allowed");
-    let launched = launched().filter(|machine| machine.fleet == Fleet::Builder);
     let max = builders as usize;
-    let counted = launched.filter(|machine| !world.swept.contains(&machine.id)).count();
-    assert!(counted <= max, "{counted} machines are recorded, and {max} allowed");
+    let testers = core.limits.max_testers as usize;
+    for (fleet, max) in [(Fleet::Builder, max), (Fleet::Tester, testers)] {
+        let launched = launched().filter(|machine| machine.fleet == fleet);
+        let counted = launched.filter(|machine| !world.swept.contains(&machine.id)).count();
+        assert!(counted <= max, "{counted} {fleet} machines are recorded, and {max} allowed");
+    }
     let strays = &world.cloud.strays;
     let expected = world.cloud.alive().filter(|id| !strays.contains(id)).collect::<Vec<_>>();
-    let all = max + previews as usize;
+    let all = max + previews as usize + testers;
     assert!(expected.len() <= all, "{expected:?} exist, and {all} are allowed");
     for id in expected {
         let record = core.machines.get(&id);
@@ -108,7 +113,7 @@ fn check_machine(core: &State, machine: &Machine) {
 /// 1. A lease ends, and 2. not before the work must.
 fn check_lease(core: &State, machine: &Machine, job: &Job, lease: Timestamp) {
     let limits = &core.limits;
-    let grace = transitions::grace_of(limits, machine);
+    let grace = transitions::grace_of(limits, job);
     let work = job.timeout.saturating_add(grace);
     let was_there = job.took_over.is_some() || machine.serves.is_some();
     let latest_end = if was_there {
@@ -131,31 +136,43 @@ fn check_lease(core: &State, machine: &Machine, job: &Job, lease: Timestamp) {
     }
     if let Some(preview) = machine.serves.and_then(|preview| core.previews.get(&preview)) {
         longest = longest.max(preview.active_at.after(limits.previews.lease).after(grace));
-        // Its earlier deployments had leases of their own, and those of forgotten runs are shorter than the preview's.
+        // Its earlier deployments and tests had leases of their own, and those of forgotten deployments are shorter than
+        // the preview's.
         let is_earlier = |other: &&Job| {
             let run = core.runs.get(&other.run);
-            other.kind.is_deploy() && run.is_some_and(|run| run.environment == preview.environment)
+            other.kind.fleet() == Fleet::Preview
+                && run.is_some_and(|run| run.environment == preview.environment)
         };
         let first = machine.requested_at.after(limits.boot);
         for other in core.jobs.values().filter(is_earlier) {
             let began = other.started_at.unwrap_or_default().max(first);
+            let grace = transitions::grace_of(limits, other);
             longest = longest.max(began.after(other.timeout).after(grace));
             let deployed = other.ended_at.unwrap_or_default();
             longest = longest.max(deployed.after(limits.previews.lease));
         }
-        longest = longest.after(grace).after(grace).after(grace);
+        let forgotten_test = plans::TIMEOUT_MAX.saturating_add(TEST_RESULTS);
+        longest = longest.after(grace).after(grace).after(grace).after(forgotten_test);
     }
     assert!(lease <= longest, "{} is paid for too long: {lease:?}, not {longest:?}", machine.id);
 }
 
 /// An arch can be launched if it is configured, unless its provider has only other arches.
 fn check_launchable(world: &World) {
-    let configured = world.core.limits.launchable.iter().map(|(arch, provider)| (*arch, *provider));
+    let limits = &world.core.limits;
     let is_there = |(arch, provider): &(Arch, ProviderName)| {
         let described = world.volatile.described.get(provider);
         described.is_none_or(|arches| arches.is_empty() || arches.contains(arch))
     };
-    assert!(world.core.launchable().eq(configured.filter(is_there)));
+    let fleets = [
+        (Fleet::Builder, &limits.launchable),
+        (Fleet::Preview, &limits.launchable_previews),
+        (Fleet::Tester, &limits.launchable_testers),
+    ];
+    for (fleet, configured) in fleets {
+        let configured = configured.iter().map(|(arch, provider)| (*arch, *provider));
+        assert!(world.core.launchable(fleet).eq(configured.filter(is_there)), "{fleet}");
+    }
 }
 
 /// No job waits for a machine that is free.
@@ -164,24 +181,28 @@ fn check_queue(core: &State) {
         assert_ne!(queued.reason, QueueReason::Nothing, "{} could be served", queued.job);
         check_postponed(core, &core.jobs[&queued.job], &queued.reason);
     }
-    let builders = || fairness::builders(core);
-    let launched = builders().filter(|machine| machine.kind == MachineKind::Launched);
-    let has_slot = launched.count() < core.limits.max_concurrent as usize;
+    let has_slot = |job: &Job| {
+        let fleet = job.kind.fleet();
+        let machines = fairness::machines_in(core, fleet);
+        let launched = machines.filter(|machine| machine.kind == MachineKind::Launched);
+        launched.count() < core.limits.max_of(fleet) as usize
+    };
     let idle = |job: &Job| {
-        let mut ready = builders().filter(|machine| machine.state == MachineState::Ready);
+        let machines = fairness::machines_in(core, job.kind.fleet());
+        let mut ready = machines.filter(|machine| machine.state == MachineState::Ready);
         ready.any(|machine| machine.connected && fairness::could_use(core, job, machine))
     };
     for job in core.jobs.values().filter(|job| fairness::must_be_native(job)) {
         let is_queued = matches!(job.state, JobState::Queued { .. });
-        let mut live = builders();
-        let has_any = core.launchable().next().is_some()
+        let mut live = fairness::machines_in(core, Fleet::Builder);
+        let has_any = core.launchable(Fleet::Builder).next().is_some()
             || live.any(|machine| machine.kind == MachineKind::Registered);
         let may_be_served = !has_any || fairness::has_native(core, job);
         assert!(!is_queued || may_be_served, "{} waits for an arch without a machine", job.id);
     }
     for job in core.jobs.values().filter(|job| fairness::is_ready(core, job)) {
         assert!(!idle(job), "{} waits beside an idle machine", job.id);
-        let is_free = has_slot && !money::is_short_of_money(core, job.id);
+        let is_free = has_slot(job) && !money::is_short_of_money(core, job.id);
         assert!(!is_free || !fairness::may_launch(core, job), "{} may have a machine", job.id);
     }
 }
@@ -216,7 +237,8 @@ fn check_job(core: &State, job: &Job) {
     match &job.state {
         JobState::Queued { attempt } | JobState::Postponed { attempt, .. } => {
             assert_eq!((*attempt, job.attempt), (lost + 1, lost));
-            let is_open = matches!(run.state, RunState::Building | RunState::Deploying);
+            let is_open =
+                matches!(run.state, RunState::Building | RunState::Deploying | RunState::Testing);
             assert!(is_open, "{} waits in a run that has ended", job.id);
             let is_hopeless =
                 |state: &JobState| state.is_final() && !matches!(state, JobState::Completed { .. });
@@ -241,7 +263,7 @@ fn check_job(core: &State, job: &Job) {
             assert_eq!(job.emulated, !is_native, "{}", job.id);
             if let JobState::Running { deadline, .. } = job.state {
                 let started_at = job.started_at.expect("a running job has started");
-                let grace = transitions::grace_of(&core.limits, machine);
+                let grace = transitions::grace_of(&core.limits, job);
                 let time = started_at.after(job.timeout).after(grace);
                 assert_eq!(deadline, time, "{} gets more time, or less", job.id);
             }
@@ -249,7 +271,8 @@ fn check_job(core: &State, job: &Job) {
         JobState::Completed { digest: pushed } => check_completed(core, job, pushed.as_ref()),
         JobState::Cancelled => {
             let is_cancelled = matches!(run.state, RunState::Cancelled { .. });
-            assert!(is_cancelled || job.kind.is_deploy(), "{} is stopped unasked", job.id);
+            let may_be_dropped = job.kind.is_deploy() || job.kind.is_test();
+            assert!(is_cancelled || may_be_dropped, "{} is stopped unasked", job.id);
         }
         // Before the last attempt, a job fails only for a reason that is not transient, or after a long wait for capacity.
         JobState::Failed(JobFailure { reason: FailureReason::NoCapacity, .. }) => {
@@ -267,9 +290,11 @@ fn check_job(core: &State, job: &Job) {
 /// The digest is that of the job's newest attempt, or of the job whose image was reused.
 fn check_completed(core: &State, job: &Job, pushed: Option<&Digest>) {
     if let Some(origin) = job.reused_from {
-        let image = digest(Attempt { job: origin, number: 0 }).to_string();
-        let made = pushed.map(ToString::to_string).expect("nothing without a digest is reused");
-        assert_eq!(made[..39], image[..39], "{} reuses another image", job.id);
+        if job.kind.image().is_some() {
+            let image = digest(Attempt { job: origin, number: 0 }).to_string();
+            let made = pushed.map(ToString::to_string).expect("an image with a digest is reused");
+            assert_eq!(made[..39], image[..39], "{} reuses another image", job.id);
+        }
         let needs = job.needs.iter().map(|needed| &core.jobs[needed]);
         assert!(needs.clone().all(|needed| needed.reused_from.is_some()), "{} is outdated", job.id);
         if let (JobKind::Build { uses, .. }, Some(JobKind::Build { uses: before, .. })) =
@@ -280,7 +305,7 @@ fn check_completed(core: &State, job: &Job, pushed: Option<&Digest>) {
         return;
     }
     let has_image =
-        !matches!(job.kind, JobKind::Build { push: false, .. } | JobKind::Deploy { .. });
+        job.kind.image().is_some() && !matches!(job.kind, JobKind::Build { push: false, .. });
     assert_eq!(
         pushed,
         has_image.then(|| digest(Attempt { job: job.id, number: job.attempt })).as_ref(),
@@ -310,8 +335,9 @@ fn check_run(core: &State, run: &Run) {
     assert!(is_cancelled || is_awaited == (run.state == RunState::AwaitingApproval), "{}", run.id);
     let all_ended = core.jobs_of(run.id).all(|job| job.state.is_final());
     let has_jobs = core.jobs_of(run.id).next().is_some();
-    // A deployment that nobody wants any more is no failure.
-    let is_dropped = |job: &Job| job.kind.is_deploy() && job.state == JobState::Cancelled;
+    // A deployment that nobody wants any more is no failure, and neither are its tests.
+    let is_late = |job: &Job| job.kind.is_deploy() || job.kind.is_test();
+    let is_dropped = |job: &Job| is_late(job) && job.state == JobState::Cancelled;
     let is_completed =
         |job: &Job| matches!(job.state, JobState::Completed { .. }) || is_dropped(job);
     let all_completed = || core.jobs_of(run.id).all(is_completed);
@@ -320,7 +346,12 @@ fn check_run(core: &State, run: &Run) {
         RunState::Deploying => {
             let mut open = core.jobs_of(run.id).filter(|job| !job.state.is_final()).peekable();
             let waits = open.peek().is_some() || waits_for_tag(core, run);
-            assert!(waits && open.all(|job| job.kind.is_deploy()), "{} builds", run.id);
+            assert!(waits && open.all(is_late), "{} builds", run.id);
+        }
+        RunState::Testing => {
+            let mut open = core.jobs_of(run.id).filter(|job| !job.state.is_final()).peekable();
+            let waits = open.peek().is_some() || waits_for_tag(core, run);
+            assert!(waits && open.all(|job| job.kind.is_test()), "{} is not tested", run.id);
         }
         RunState::Completed => assert!(all_completed() && !waits_for_tag(core, run)),
         RunState::AwaitingApproval

@@ -87,7 +87,7 @@ fn a_seed_means_the_same_schedule_every_time() {
 }
 
 /// The faults that must happen in the schedules, since the invariants prove nothing about others.
-const FAULTS: [&str; 46] = [
+const FAULTS: [&str; 51] = [
     "a job waits for money",
     "a budget is allowed",
     "a spot price changes",
@@ -119,6 +119,11 @@ const FAULTS: [&str; 46] = [
     "a provider ends a machine at launch",
     "a provider is described",
     "a launch request of a crashed core arrives late",
+    "a test fails",
+    "a test is cancelled",
+    "a test is reused",
+    "a test loses its preview",
+    "a test passes",
     "a sweep",
     "a sweep ends an unknown machine",
     "a sweep finds a machine gone",
@@ -140,7 +145,7 @@ const FAULTS: [&str; 46] = [
 fn the_schedules_reach_every_kind_of_end() {
     let mut counts = Counts::new();
     let mut reached = BTreeSet::new();
-    for seed in 0..800 {
+    for seed in 0..1_200 {
         let (disk, of_schedule) = play(seed, false);
         add(&mut counts, &of_schedule);
         reached.extend(ends(&disk));

@@ -4,18 +4,22 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use stagely_protocol::{
-    Arch, BuildArgs, CommitSha, Emulation, FailureReason, ImageRef, Platform, Submodules,
+    Arch, BuildArgs, CommitSha, Emulation, FailureReason, ImageRef, Platform, Shard, Submodules,
 };
 use stagely_state::ids::{EnvironmentId, JobId, ProjectId, RunId};
 use stagely_state::{
     Access, DEPLOY_JOB, Deployment, Environment, Event, JobKind, MachineSize, PlanFailure,
-    PlannedJob, PlannedRun, PreviewSettings, Project, Run, State, Timestamp, Trigger, UsedImage,
+    PlannedJob, PlannedRun, PreviewSettings, Project, Run, State, Test, TestMachine, Timestamp,
+    Trigger, UsedImage,
 };
 
 use crate::registry::caches_of;
 use crate::rng::Rng;
 
 const PROJECTS: u64 = 3;
+
+/// No job has a longer time limit.
+pub(crate) const TIMEOUT_MAX: Duration = Duration::from_secs(4_060);
 
 /// A run of one of a few projects, each of which has one environment, or of any environment.
 pub(crate) fn request(rng: &mut Rng, core: &State, now: Timestamp) -> Event {
@@ -40,6 +44,7 @@ pub(crate) fn request(rng: &mut Rng, core: &State, now: Timestamp) -> Event {
             let earlier = rng.pick(&earlier);
             run.rebuilds = earlier.map(Run::original);
             run.reuses = earlier.map(|earlier| earlier.id);
+            run.tests_again = rng.chance(30);
             if let Some(earlier) = earlier {
                 run.requested_ref.clone_from(&earlier.requested_ref);
                 run.from_fork = earlier.from_fork;
@@ -71,6 +76,9 @@ pub(crate) fn plan(rng: &mut Rng, run: &Run, is_about_previews: bool) -> Planned
         && (rng.chance(preview_percent) || run.with_preview == Some(true))
     {
         planner.plan_deployment(rng);
+    }
+    if run.trigger != Trigger::WarmUp && rng.chance(if is_about_previews { 70 } else { 50 }) {
+        planner.plan_tests(rng);
     }
     planner.plan
 }
@@ -154,6 +162,54 @@ impl Planner<'_> {
         let size = if rng.chance(80) { MachineSize::Medium } else { MachineSize::Small };
         let job = planned(rng, DEPLOY_JOB.to_owned(), DEPLOY_JOB, kind, needs);
         self.plan.jobs.push(PlannedJob { size, ..job });
+    }
+
+    /// A test of the first image, and the shards of a test of the preview, if there is one.
+    fn plan_tests(&mut self, rng: &mut Rng) {
+        let jobs = &self.plan.jobs;
+        let build = jobs.iter().find(|job| job.kind.image().is_some()).map(|job| job.id);
+        let deploy = jobs.iter().find(|job| job.kind.is_deploy()).map(|job| job.id);
+        if rng.chance(70) {
+            let job = Self::test(rng, "unit", build, None, Shard::ALL);
+            self.plan.jobs.push(PlannedJob { needs: build.into_iter().collect(), ..job });
+        }
+        let Some(deploy) = deploy else { return };
+        let total = u32::try_from(1 + rng.below(3)).expect("small");
+        for index in 1..=total {
+            let shard = Shard { index, total };
+            let shown = Some(self.run.created_at);
+            let job = Self::test(rng, &format!("e2e_{index}"), build, shown, shard);
+            let needs = build.into_iter().chain([deploy]).collect();
+            self.plan.jobs.push(PlannedJob { needs, ..job });
+        }
+    }
+
+    fn test(
+        rng: &mut Rng,
+        name: &str,
+        build: Option<JobId>,
+        preview_of: Option<Timestamp>,
+        shard: Shard,
+    ) -> PlannedJob {
+        let stored =
+            || UsedImage::Image { image: "registry/tools:1".parse().expect("a reference") };
+        let is_on_preview = preview_of.is_some() && rng.chance(30);
+        let test = Test {
+            image: build.map_or_else(stored, |job| UsedImage::Job { job }),
+            command: Vec::new(),
+            env: BuildArgs::default(),
+            secrets: Vec::new(),
+            shard,
+            retries: 0,
+            junit: Vec::new(),
+            artifacts: Vec::new(),
+            comment_images: Vec::new(),
+            on: if is_on_preview { TestMachine::Preview } else { TestMachine::Tester },
+            preview_of,
+        };
+        let arch = rng.pick(&[Some(Arch::Amd64), None, Some(Arch::Arm64)]).flatten();
+        let kind = JobKind::Test { arch, test: Box::new(test) };
+        planned(rng, name.to_owned(), "e2e", kind, Vec::new())
     }
 
     fn pushes(&self) -> bool {

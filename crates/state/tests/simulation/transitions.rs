@@ -4,6 +4,7 @@ mod builders;
 mod cancelled;
 mod interrupted;
 mod previews;
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -13,12 +14,13 @@ use stagely_state::ids::{EnvironmentId, JobId, MachineId, PreviewId, RunId};
 use stagely_state::{
     Attempt, DEPLOYMENT_RETURN, Effect, Event, ExportState, FingerprintChange, Fleet, Job,
     JobFailure, JobKind, JobOutcome, JobReport, JobState, Limits, Machine, MachineKind,
-    MachineState, Preview, RunState, State, Timestamp,
+    MachineState, Preview, RunState, State, TEST_RESULTS, Timestamp,
 };
 
 use self::builders::Export;
 use self::cancelled::is_check;
 pub(crate) use self::cancelled::is_of_github;
+pub(crate) use self::previews::open_tests;
 use crate::world::World;
 use crate::{fairness, money};
 
@@ -58,6 +60,8 @@ struct LiveWork {
     usual: Option<Duration>,
     /// Whether the job leaves the agent soon if the agent disconnects before it begins.
     is_hasty: bool,
+    /// Whether it is a test of a preview that served.
+    was_live: bool,
 }
 
 /// A time limit.
@@ -252,7 +256,7 @@ impl Before {
                 assert!(!after.connected);
             }
             Event::Tick if before.connected => {
-                let grace = grace_of(&world.core.limits, before);
+                let grace = stop_grace_of(&world.core.limits, before);
                 let due = stop_requested_at.map(|at| Limit::of(at, grace));
                 let must_go = due.is_some_and(|due| is_over(due, world));
                 assert!(!must_go || is_lost, "{id} need not stop");
@@ -363,7 +367,7 @@ impl Before {
                 // A newer run has taken its place, or no machine for previews is left.
                 JobState::Cancelled
                 | JobState::Failed(JobFailure { reason: FailureReason::Provider, .. }) => {
-                    after.kind.is_deploy()
+                    after.kind.is_deploy() || after.kind.is_test()
                 }
                 _ => false,
             };
@@ -450,13 +454,14 @@ impl LiveWork {
             is_hasty: job.took_over.is_some()
                 && matches!(job.state, JobState::Provisioning { .. })
                 && attempt.number < job.last_attempt(&core.limits),
+            was_live: job.kind.is_test() && fairness::serves_tested(core, job),
         })
     }
 
     /// Whether the job begins so late that the lease of its machine would have to be longer, for which a budget may not suffice.
     fn is_late(&self, event: &Event, world: &World) -> bool {
         let limits = &world.core.limits;
-        let grace = grace_of(limits, &self.machine);
+        let grace = grace_of(limits, &self.job);
         let needed = world.now.after(self.job.timeout).after(grace).after(limits.job_grace);
         matches!(event, Event::JobStarted { .. })
             && money::has_budget(&world.core)
@@ -480,8 +485,15 @@ impl LiveWork {
         if self.is_late(event, world) {
             return;
         }
-        assert!(self.may_end(event, world, cancelled), "{event:?} took {job} from {id}");
-        self.check_reason(&world.core, event);
+        if self.is_preview_lost(world) {
+            assert!(
+                self.was_live,
+                "{event:?} took {job} from {id} for a preview that did not serve"
+            );
+        } else {
+            assert!(self.may_end(event, world, cancelled), "{event:?} took {job} from {id}");
+            self.check_reason(&world.core, event);
+        }
         let machine = world.core.machines.get(&id);
         let goes_on = machine.is_some_and(|machine| {
             let exports = machine.exporting.is_some_and(|export| export.attempt == self.attempt);
@@ -541,7 +553,7 @@ impl LiveWork {
     fn limits(&self, world: &World) -> Vec<Limit> {
         let limits = &world.core.limits;
         let machine = &self.machine;
-        let work = self.job.timeout.saturating_add(grace_of(limits, machine));
+        let work = self.job.timeout.saturating_add(grace_of(limits, &self.job));
         let limit = match (machine.state, &self.job.state) {
             (MachineState::Requested | MachineState::Booting, _) => {
                 Limit::of(machine.requested_at, limits.boot)
@@ -563,13 +575,25 @@ impl LiveWork {
     }
 }
 
-/// How long the agent of the machine may take to end a job that should have ended.
-pub(crate) fn grace_of(limits: &Limits, machine: &Machine) -> Duration {
+/// How long the agent of the machine may take to stop a job.
+fn stop_grace_of(limits: &Limits, machine: &Machine) -> Duration {
     match machine.fleet {
         Fleet::Builder | Fleet::Tester => limits.job_grace,
         // It goes back to what served before.
         Fleet::Preview => limits.job_grace.saturating_add(DEPLOYMENT_RETURN),
     }
+}
+
+/// How long an agent may take to end a job that should have ended.
+pub(crate) fn grace_of(limits: &Limits, job: &Job) -> Duration {
+    let for_more = match job.kind {
+        JobKind::Build { .. } | JobKind::Merge { .. } => Duration::ZERO,
+        // It goes back to what served before.
+        JobKind::Deploy { .. } => DEPLOYMENT_RETURN,
+        // It sends what the test has left.
+        JobKind::Test { .. } => TEST_RESULTS,
+    };
+    limits.job_grace.saturating_add(for_more)
 }
 
 /// 1. No machine outlives its lease.
@@ -593,7 +617,8 @@ fn asked_to_stop_at(core: &State, machine: &Machine) -> Option<Timestamp> {
         Some(ExportState::Running { .. }) | None => Timestamp::default(),
     };
     let ended_at = core.jobs.get(&attempt.job).and_then(|job| job.ended_at).unwrap_or_default();
-    Some(ended_at.max(machine.contact_at).max(asked_at))
+    let stop = machine.stop_requested_at.unwrap_or_default();
+    Some(ended_at.max(machine.contact_at).max(asked_at).max(stop))
 }
 
 /// A registered machine is free only after its agent's report, or after its reconnect timeout.

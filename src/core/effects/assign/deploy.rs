@@ -98,13 +98,17 @@ fn by_digest(
     records: &Records,
     images: &BTreeMap<String, UsedImage>,
 ) -> anyhow::Result<BTreeMap<String, ImageRef>> {
-    let image = |used: &UsedImage| match used {
+    images.iter().map(|(name, used)| Ok((name.clone(), used_image(records, used)?))).collect()
+}
+
+/// The image, by digest if its agent reported one.
+pub(super) fn used_image(records: &Records, used: &UsedImage) -> anyhow::Result<ImageRef> {
+    match used {
         UsedImage::Image { image } => Ok(image.clone()),
         UsedImage::Job { job } => {
             image_of(records.jobs.get(job).context("a job that is used has no record")?)
         }
-    };
-    images.iter().map(|(name, used)| Ok((name.clone(), image(used)?))).collect()
+    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! the time of day, and only ended jobs have a duration.
 
 mod preview;
+mod test_results;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -59,6 +60,7 @@ pub(crate) fn render(view: &ReportView<'_>, excerpts: &Excerpts) -> String {
         cost(view),
         approval(view),
         problems(view),
+        test_results::section(view),
         table(view),
         failures(view, excerpts),
         images(view),
@@ -85,6 +87,7 @@ fn headline(view: &ReportView<'_>) -> String {
         | RunState::Planning { .. }
         | RunState::Building => "⏳ Building…".to_owned(),
         RunState::Deploying => "⏳ Deploying…".to_owned(),
+        RunState::Testing => "⏳ Testing…".to_owned(),
         RunState::Completed => "✅ Build completed".to_owned(),
         RunState::Failed { .. } => format!("❌ Build failed [View Logs]({})", logs_url(view)),
         RunState::Cancelled { reason } => format!("⏹ Build cancelled{}", why(*reason)),

@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use secrecy::ExposeSecret as _;
 use stagely_protocol::{
-    Arch, BuildArgs, CommitSha, Digest, Endpoint, FailureReason, HealthCheck, Platform, Step,
-    Submodules,
+    Arch, BuildArgs, CommitSha, Digest, Endpoint, FailureReason, HealthCheck, Platform, Shard,
+    Step, Submodules,
 };
 use stagely_state::ids::{EnvironmentId, JobId, MachineId, PreviewId, ProjectId, RunId};
 use stagely_state::{
     Access, CommitSource, DEPLOY_JOB, Deployment, Environment, Generation, GithubRun, Job,
     JobFailure, JobKind, JobState, MachineSize, Preview, PreviewSettings, PreviewState, Project,
-    Run, RunState, Timestamp,
+    Run, RunState, Test, TestMachine, Timestamp, UsedImage,
 };
 use url::Url;
 
@@ -191,6 +191,29 @@ impl ReportFixture {
         let kind = JobKind::Deploy { arch: Some(Arch::Amd64), deployment: Box::new(deployment()) };
         let mut job = build(DEPLOY, run.bits(), DEPLOY_JOB, "linux/amd64");
         job.kind = kind;
+        self.add(job);
+    }
+
+    /// Adds a job of a test without a preview to the run.
+    pub(crate) fn add_test(&mut self, number: u128, test: &str) {
+        let run = self.run().id;
+        let mut job = build(number, run.bits(), test, "linux/amd64");
+        job.kind = JobKind::Test {
+            arch: None,
+            test: Box::new(Test {
+                image: UsedImage::Image { image: "r/tools:1".parse().unwrap() },
+                command: Vec::new(),
+                env: BuildArgs::default(),
+                secrets: Vec::new(),
+                shard: Shard::ALL,
+                retries: 0,
+                junit: Vec::new(),
+                artifacts: Vec::new(),
+                comment_images: Vec::new(),
+                on: TestMachine::Tester,
+                preview_of: None,
+            }),
+        };
         self.add(job);
     }
 

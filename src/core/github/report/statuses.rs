@@ -5,13 +5,14 @@
 
 use std::collections::BTreeMap;
 
-use stagely_protocol::CommitSha;
+use stagely_protocol::{CaseOutcome, CommitSha};
 use stagely_state::{
     CancelReason, CommitStatus, Job, JobFailure, JobKind, JobState, RunState, StatusState,
 };
 
 use super::markdown::{cut, one_line};
 use super::view::{ReportView, platforms, seconds, warnings_of};
+use crate::api::counts;
 
 /// GitHub's own limit, also for the statuses of deployments.
 pub(super) const DESCRIPTION_CHARS_MAX: usize = 140;
@@ -57,6 +58,9 @@ fn context(job: &Job) -> String {
         JobKind::Build { .. } => platforms(job),
         JobKind::Merge { .. } => "merge".to_owned(),
         JobKind::Deploy { .. } => return PREVIEW_CONTEXT.to_owned(),
+        JobKind::Test { .. } => {
+            return cut(&format!("{RUN_CONTEXT}/test {}", job.name), CONTEXT_CHARS_MAX);
+        }
     };
     cut(&format!("{RUN_CONTEXT}/{} ({what})", job.variant), CONTEXT_CHARS_MAX)
 }
@@ -73,6 +77,7 @@ fn of_run(view: &ReportView<'_>, commit: &CommitSha) -> CommitStatus {
         | RunState::Planning { .. }
         | RunState::Building => (StatusState::Pending, "Building".to_owned()),
         RunState::Deploying => (StatusState::Pending, "Deploying".to_owned()),
+        RunState::Testing => (StatusState::Pending, "Testing".to_owned()),
         RunState::Completed => (StatusState::Success, completed(view, &took)),
         RunState::Failed { plan_error: Some(error) } => {
             let state = fault(error.reason.is_users());
@@ -130,21 +135,36 @@ fn of_job(view: &ReportView<'_>, job: &Job) -> CommitStatus {
         JobState::Queued { .. }
         | JobState::Postponed { .. }
         | JobState::Provisioning { .. }
-        | JobState::Running { .. } => (StatusState::Pending, "Building".to_owned()),
+        | JobState::Running { .. } => {
+            let what = if job.kind.is_test() { "Testing" } else { "Building" };
+            (StatusState::Pending, what.to_owned())
+        }
         JobState::Completed { .. } if job.reused_from.is_some() => {
             let reused = "Reused from an earlier run".to_owned();
             (StatusState::Success, with_warnings(reused, warnings_of(job)))
         }
         JobState::Completed { .. } => {
             let took = took.map(|took| format!(" in {took}")).unwrap_or_default();
-            (StatusState::Success, with_warnings(format!("Completed{took}"), warnings_of(job)))
+            let what = job.results.as_ref().map_or_else(|| "Completed".to_owned(), counts);
+            (StatusState::Success, with_warnings(format!("{what}{took}"), warnings_of(job)))
         }
         JobState::Failed(JobFailure { reason, .. }) => {
-            (fault(view.is_users_job(job)), reason.to_string())
+            (fault(view.is_users_job(job)), format!("{reason}{}", first_case(job)))
         }
         JobState::Cancelled => (StatusState::Error, "Cancelled".to_owned()),
     };
     status(state, &description, view.job_url(job.id))
+}
+
+/// The first case of a test that failed.
+fn first_case(job: &Job) -> String {
+    let cases = job.results.iter().flat_map(|results| &results.cases);
+    let mut failed = cases.filter(|case| case.outcome == CaseOutcome::Failed);
+    failed.next().map_or_else(String::new, |case| {
+        let suite =
+            if case.suite.is_empty() { String::new() } else { format!("{} › ", case.suite) };
+        format!(": {suite}{}", case.name)
+    })
 }
 
 /// The status of the job that deploys the preview. Its target is the preview once that is there.

@@ -139,7 +139,7 @@ pub(super) fn platforms(job: &Job) -> String {
         JobKind::Merge { platforms, .. } => {
             platforms.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
         }
-        JobKind::Deploy { arch, .. } => {
+        JobKind::Deploy { arch, .. } | JobKind::Test { arch, .. } => {
             arch.map(|arch| Platform(arch).to_string()).unwrap_or_default()
         }
     }

@@ -20,8 +20,8 @@ pub(crate) const OWN_COMMENT: &str = "<!-- stagely ";
 /// A line that begins with `/stagely` and is none of the commands.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error(
-    "{0:?} is no command; there are `/stagely rebuild`, `/stagely rebuild failed`, `/stagely cancel`, \
-     `/stagely approve`, with a commit's first {COMMIT_DIGITS_MIN} digits or more, and `/stagely preview`, alone \
+    "{0:?} is no command; there are `/stagely rebuild`, `/stagely rebuild failed`, `/stagely test`, \
+     `/stagely cancel`, `/stagely approve`, with a commit's first {COMMIT_DIGITS_MIN} digits or more, and `/stagely preview`, alone \
      or with `stop`, `sleep`, `reset` or `extend 3d`"
 )]
 pub(crate) struct UnknownCommand(String);
@@ -53,6 +53,7 @@ pub(super) fn read(comment: &str) -> Option<Result<CommandKind, UnknownCommand>>
     Some(match words[..] {
         ["rebuild"] => Ok(CommandKind::Rebuild { failed_only: false }),
         ["rebuild", "failed"] => Ok(CommandKind::Rebuild { failed_only: true }),
+        ["test"] => Ok(CommandKind::Test),
         ["cancel"] => Ok(CommandKind::Cancel),
         ["approve"] => Ok(CommandKind::Approve { commit: None }),
         ["approve", commit] if is_commit(commit) => {
@@ -93,6 +94,7 @@ mod tests {
             known("Hm.\r\n/stagely  Rebuild failed \r\n/stagely cancel"),
             CommandKind::Rebuild { failed_only: true }
         );
+        assert_eq!(known("/stagely test"), CommandKind::Test);
         assert_eq!(known("/stagely cancel"), CommandKind::Cancel);
         assert_eq!(known("/stagely approve"), CommandKind::Approve { commit: None });
         let commit = Some("abcdef0".to_owned());

@@ -26,7 +26,7 @@ const STALL_LIMIT: Duration = Duration::from_mins(1);
 
 /// How long the rest of a refused archive is read: an agent that still sends does not see the answer if the connection is
 /// closed.
-const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+pub(super) const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 
 /// The bytes that are read from the file at a time.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -76,7 +76,7 @@ async fn receive(mut upload: ArchiveUpload, body: &mut Body) -> Result<Digest, A
 }
 
 /// The next bytes of the body; `None` at its end.
-async fn next_bytes(body: &mut Body) -> Result<Option<Bytes>, ApiError> {
+pub(super) async fn next_bytes(body: &mut Body) -> Result<Option<Bytes>, ApiError> {
     loop {
         let frame = timeout(STALL_LIMIT, body.frame()).await;
         let Some(frame) = frame.map_err(|_| ApiError::too_slow())? else { return Ok(None) };
@@ -125,6 +125,7 @@ mod tests {
     use super::*;
     use crate::config::{ByteSize, Config};
     use crate::core::archives::Archives;
+    use crate::core::artifacts::Artifacts;
     use crate::core::blobs::BlobStore;
     use crate::core::disk::DiskGuard;
     use crate::core::fixtures::{self, RunningOrchestrator};
@@ -161,7 +162,9 @@ mod tests {
             let RunningOrchestrator { records, events, secrets, stop, .. } = orchestrator;
             let blobs = BlobStore::open(folder.path().join("archives")).unwrap();
             let disk = DiskGuard::new(folder.path().to_owned(), 0);
-            let archives = Archives::new(blobs, records.clone(), disk, &config);
+            let archives = Archives::new(blobs, records.clone(), disk.clone(), &config);
+            let blobs = BlobStore::open(folder.path().join("artifacts")).unwrap();
+            let artifacts = Artifacts::new(blobs, records.clone(), disk, &config);
             let settings =
                 LogSettings { job_bytes_max: 1024, cache_bytes: 1024, disk_free_min_bytes: 0 };
             let token = secrets.add_machine_token(MACHINE).unwrap();
@@ -175,6 +178,7 @@ mod tests {
                 secrets,
                 preview_reports: PreviewReports::default(),
                 archives,
+                artifacts,
                 sockets: WebSockets::new(CancellationToken::new(), Duration::from_secs(15)),
             };
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

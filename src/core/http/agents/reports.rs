@@ -1,8 +1,9 @@
 //! Converts an agent's reports into events. Lists and texts are cut to the limits of the records.
 
 use stagely_protocol::{
-    CHANGED_FILES_MAX, CacheMiss, ChangedFile, CloneProblem, FailureReason, MissCause, Preview,
-    ServiceState, Status, StatusState, Step, SystemInfo,
+    CHANGED_FILES_MAX, COMMENT_IMAGES_MAX, CacheMiss, ChangedFile, CloneProblem, FailureReason,
+    MissCause, Preview, ServiceState, Status, StatusState, Step, StoredArtifacts, SystemInfo,
+    TestResults,
 };
 use stagely_state::ids::MachineId;
 use stagely_state::{Attempt, Event, JobFailure, JobOutcome, JobReport};
@@ -23,6 +24,7 @@ const MISS_NAMES_MAX: usize = 100;
 const MISS_BYTES_MAX: usize = 1_000;
 const SYSTEM_BYTES_MAX: usize = 256;
 const EMULATED_MAX: usize = 32;
+const ARTIFACT_PATH_BYTES_MAX: usize = 1_000;
 const SERVICES_MAX: usize = 100;
 const SERVICE_BYTES_MAX: usize = 256;
 
@@ -61,8 +63,17 @@ pub(super) fn status_event(machine: MachineId, attempt: Attempt, status: Status)
         warnings: cut_warnings(status.warnings),
         cache_miss: status.cache_miss.map(cut_cache_miss),
         exporting_cache: status.exporting_cache,
+        results: status.tests.map(TestResults::bounded),
+        artifacts: status.artifacts.map(cut_artifacts),
     };
     Event::JobReported { machine, attempt, report }
+}
+
+/// Only paths that an archive may have stay. A test's files have any names.
+fn cut_artifacts(mut artifacts: StoredArtifacts) -> StoredArtifacts {
+    artifacts.comment_images.retain(|path| path.len() <= ARTIFACT_PATH_BYTES_MAX);
+    artifacts.comment_images.truncate(COMMENT_IMAGES_MAX);
+    artifacts
 }
 
 /// Why the data of a preview was not archived.

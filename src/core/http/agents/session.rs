@@ -248,6 +248,26 @@ impl<'a> AgentSession<'a> {
         Ok(bytes.map(archive))
     }
 
+    /// Drops artifacts that core does not have: no record names any that are not there.
+    async fn check_artifacts(
+        &mut self,
+        attempt: Attempt,
+        status: &mut Status,
+    ) -> Result<(), SessionEnd> {
+        let Some(named) = status.artifacts.take() else { return Ok(()) };
+        let artifacts = &self.endpoint.artifacts;
+        let is_there = artifacts.has(self.machine, attempt, named.digest.clone()).await;
+        if is_there.map_err(SessionEnd::Archive)? {
+            status.artifacts = Some(named);
+        } else if self.has(attempt) {
+            warn!(machine = %self.machine, %attempt, "an agent reports artifacts that core does not have");
+            status
+                .warnings
+                .push("core does not have the artifacts that the test has left".to_owned());
+        }
+        Ok(())
+    }
+
     async fn store_log(&mut self, log: &Log<'_>) -> Result<(), SessionEnd> {
         let id = LogId::from_wire(&log.job_id);
         let Some(id) = id.filter(|id| self.writes(*id)) else {
@@ -320,6 +340,7 @@ impl<'a> AgentSession<'a> {
                 advise_new_token(&mut status);
             }
             self.keep_addresses(attempt, &mut status);
+            self.check_artifacts(attempt, &mut status).await?;
             let fingerprint = status.fingerprint.take();
             let (events, event) =
                 (&self.endpoint.events, status_event(self.machine, attempt, status));

@@ -10,11 +10,8 @@ use url::form_urlencoded;
 use super::super::auth::ApiTokens;
 use super::cookie_names::{PLAIN_COOKIE, SECURE_COOKIE, is_access_cookie};
 use super::headers::is_upgrade;
-use crate::core::previews::{ACCESS_PARAMETER, Access, Route};
+use crate::core::previews::{ACCESS_HEADER, ACCESS_PARAMETER, Access, Route};
 use crate::core::tokens::TokenHash;
-
-/// The header that holds the key of a preview, or a token of the API.
-pub(super) const ACCESS_HEADER: &str = "x-stagely-access";
 
 /// Browsers send it with the request for the script of a service worker.
 const SERVICE_WORKER: HeaderName = HeaderName::from_static("service-worker");

@@ -5,7 +5,7 @@ use stagely_state::{Job, JobFailure, JobKind, JobState};
 
 use super::machines::queue_reason;
 use super::waits::wait;
-use crate::api::{CostView, JobKindView, JobStatus, JobView, LostAttempt, QueuePosition};
+use crate::api::{CostView, JobKindView, JobStatus, JobView, LostAttempt, QueuePosition, TestView};
 use crate::core::clock::now;
 use crate::core::records::Records;
 
@@ -17,6 +17,9 @@ pub(in crate::core::http) fn job(records: &Records, job: &Job) -> JobView {
         JobKind::Merge { platforms, image } => (JobKindView::Merge, platforms.clone(), Some(image)),
         JobKind::Deploy { arch, .. } => {
             (JobKindView::Deploy, arch.iter().copied().map(Platform).collect(), None)
+        }
+        JobKind::Test { arch, .. } => {
+            (JobKindView::Test, arch.iter().copied().map(Platform).collect(), None)
         }
     };
     let end = End::of(&job.state);
@@ -55,6 +58,12 @@ pub(in crate::core::http) fn job(records: &Records, job: &Job) -> JobView {
         took_over: job.took_over,
         reused_from: job.reused_from,
         cost: CostView::of(records.cost_of_job(job, now())),
+        test: job.kind.test().map(|test| TestView {
+            shard: test.shard,
+            of_preview: test.preview_of.is_some(),
+            results: job.results.clone(),
+            artifacts: job.artifacts.clone(),
+        }),
         wait: records.wait_of_job(job).map(wait),
         queue: queue_position(records, job),
         queued_at: job.queued_at,
@@ -120,7 +129,7 @@ fn slow_down_of(records: &Records, job: &Job) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use stagely_state::ids::JobId;
-    use stagely_state::{QueueReason, QueuedJob, Timestamp};
+    use stagely_state::{Fleet, QueueReason, QueuedJob, Timestamp};
 
     use super::*;
     use crate::core::fixtures;
@@ -133,7 +142,7 @@ mod tests {
             records.jobs.insert(job.id, job);
         }
         let first = QueuedJob { job: JobId::from_bits(3), reason: QueueReason::Nothing };
-        let reason = QueueReason::Builder { max_concurrent: 50 };
+        let reason = QueueReason::FleetLimit { fleet: Fleet::Builder, max_concurrent: 50 };
         let second = QueuedJob { job: JobId::from_bits(2), reason };
         records.set_queue(vec![first, second]);
         records

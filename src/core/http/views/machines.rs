@@ -1,6 +1,6 @@
 //! Machines, and the queue of jobs for them.
 
-use stagely_state::{Machine, MachineKind, MachineState, QueueReason, QueuedJob, Timestamp};
+use stagely_state::{Fleet, Machine, MachineKind, MachineState, QueueReason, QueuedJob, Timestamp};
 
 use crate::api::{MachineStatus, MachineView, QueueView, QueuedJobView};
 use crate::core::previews::reason_of_wait;
@@ -90,10 +90,11 @@ pub(super) fn queue_reason(records: &Records, queued: &QueuedJob) -> String {
         }
         QueueReason::ProjectLimit { project, max_concurrent } => {
             let name = records.projects.get(project).map_or("", |project| &project.name);
-            format!("waiting for 1 of {max_concurrent} builders, limit of project {name}")
+            let fleet = job.map_or(Fleet::Builder, |job| job.kind.fleet());
+            format!("waiting for 1 of {max_concurrent} {fleet}s, limit of project {name}")
         }
-        QueueReason::Builder { max_concurrent } => {
-            format!("waiting for 1 of {max_concurrent} builders")
+        QueueReason::FleetLimit { fleet, max_concurrent } => {
+            format!("waiting for 1 of {max_concurrent} {fleet}s")
         }
         QueueReason::RegisteredMachine { arch: Some(arch) } => {
             format!("waiting for a registered {arch} machine")
@@ -223,7 +224,7 @@ mod tests {
 
     #[test]
     fn a_reached_limit_is_shown_with_its_number_and_its_project() {
-        let builder = QueueReason::Builder { max_concurrent: 50 };
+        let builder = QueueReason::FleetLimit { fleet: Fleet::Builder, max_concurrent: 50 };
         assert_eq!(reason(&builder), "waiting for 1 of 50 builders");
         let project = ProjectId::from_bits(1);
         let limit = QueueReason::ProjectLimit { project, max_concurrent: 5 };

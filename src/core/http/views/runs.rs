@@ -19,6 +19,7 @@ pub(in crate::core::http) fn run_summary(records: &Records, run: &Run) -> RunVie
         | RunState::Planning { .. } => (RunStatus::Pending, None, None),
         RunState::Building => (RunStatus::Building, None, None),
         RunState::Deploying => (RunStatus::Deploying, None, None),
+        RunState::Testing => (RunStatus::Testing, None, None),
         RunState::Completed => (RunStatus::Completed, None, None),
         RunState::Failed { plan_error } => (RunStatus::Failed, plan_error.clone(), None),
         RunState::Cancelled { reason } => (RunStatus::Cancelled, None, Some(*reason)),
@@ -62,7 +63,7 @@ pub(in crate::core::http) fn run(records: &Records, run: &Run) -> RunView {
 fn skipped(skipped: &SkippedBuild) -> SkippedBuildView {
     let image = match &skipped.reason {
         SkipReason::PathsUnchanged { image, .. } => Some(image.clone()),
-        SkipReason::Branch { .. } | SkipReason::NoImage { .. } => None,
+        SkipReason::Branch { .. } | SkipReason::NoImage { .. } | SkipReason::NoPreview => None,
     };
     let reason = skipped.reason.to_string();
     SkippedBuildView { build: skipped.variant.to_string(), reason, image }

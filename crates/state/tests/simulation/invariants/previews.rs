@@ -5,8 +5,12 @@ use stagely_state::{
     UsedImage,
 };
 
-pub(super) fn check(core: &State) {
-    core.previews.values().for_each(|preview| check_preview(core, preview));
+use crate::transitions::open_tests;
+use crate::world::World;
+
+pub(super) fn check(world: &World) {
+    let core = &world.core;
+    core.previews.values().for_each(|preview| check_preview(world, preview));
     core.live_machines().for_each(|machine| check_machine(core, machine));
     let mut environments: Vec<_> =
         core.previews.values().map(|preview| preview.environment).collect();
@@ -16,7 +20,8 @@ pub(super) fn check(core: &State) {
     assert_eq!(count, environments.len(), "an environment has two previews");
 }
 
-fn check_preview(core: &State, preview: &Preview) {
+fn check_preview(world: &World, preview: &Preview) {
+    let core = &world.core;
     let id = preview.id;
     let serving: Vec<&Machine> =
         core.live_machines().filter(|machine| machine.serves == Some(id)).collect();
@@ -69,7 +74,7 @@ fn check_preview(core: &State, preview: &Preview) {
             assert_eq!(preview.data_loss, None, "{id} has no data");
         }
     }
-    check_end(core, preview);
+    check_end(world, preview);
     // Requests go only to a generation that completed.
     if let Some(shown) = &preview.shown {
         assert!(shown.number <= preview.last_generation);
@@ -80,7 +85,8 @@ fn check_preview(core: &State, preview: &Preview) {
 }
 
 /// The next timeout is no later than the preview's own.
-fn check_end(core: &State, preview: &Preview) {
+fn check_end(world: &World, preview: &Preview) {
+    let core = &world.core;
     let next = core.next_deadline();
     let comes_by = |due: Timestamp| next.is_some_and(|next| next <= due);
     let id = preview.id;
@@ -93,14 +99,21 @@ fn check_end(core: &State, preview: &Preview) {
             assert!(preview.ends_at().is_some_and(comes_by), "{id} does not end");
         }
         PreviewState::Live { machine } => {
-            assert!(preview.ends_at().is_some_and(comes_by), "{id} does not end");
+            let is_tested = open_tests(core, preview).next().is_some();
+            assert!(is_tested || preview.ends_at().is_some_and(comes_by), "{id} does not end");
             let sleep_after = preview.settings().and_then(|settings| settings.sleep_after);
             let retry_at = preview.archive_retry_at.unwrap_or_default();
             let sleep = sleep_after.map(|after| preview.active_at.after(after).max(retry_at));
-            assert!(sleep.is_none_or(comes_by), "{id} does not sleep");
+            assert!(is_tested || sleep.is_none_or(comes_by), "{id} does not sleep");
             let lease = core.machines[&machine].lease_until;
-            let lease = lease
-                .map(|lease| lease.before(core.limits.previews.archive).max(retry_at.min(lease)));
+            let lease = lease.map(|lease| {
+                let sleep = lease.before(core.limits.previews.archive).max(retry_at);
+                // Otherwise the machine ends with its lease, but not before agents could report after a start of core.
+                let limits = &core.limits;
+                let patience = limits.reconnect_grace.saturating_add(limits.job_grace);
+                let end = lease.max(world.started_at.after(patience));
+                if sleep <= lease { sleep } else { end }
+            });
             assert!(lease.is_none_or(comes_by), "{id} stays for too long");
         }
         _ => {}
@@ -124,8 +137,7 @@ fn check_machine(core: &State, machine: &Machine) {
         && let Some(job) = core.jobs.get(&attempt.job)
         && !matches!(job.state, JobState::Cancelled)
     {
-        let fleet = if job.kind.is_deploy() { Fleet::Preview } else { Fleet::Builder };
-        assert_eq!(machine.fleet, fleet, "{id} works for another fleet");
+        assert_eq!(machine.fleet, job.kind.fleet(), "{id} works for another fleet");
     }
 }
 

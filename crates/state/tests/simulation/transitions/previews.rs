@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use stagely_state::ids::JobId;
 use stagely_state::{
-    CancelReason, CommandKind, Event, Interruption, JobState, Preview, PreviewCommand,
-    PreviewState, Run, RunState, State, Trigger,
+    CancelReason, CommandKind, Event, Generation, Interruption, Job, JobState, Preview,
+    PreviewCommand, PreviewState, Run, RunState, State, Trigger,
 };
 
 use super::Before;
@@ -60,7 +61,10 @@ impl Before {
                 && !self.runs.contains(&run.id)
         };
         if before.state == PreviewState::Asleep && core.runs.values().any(|run| is_wake(&run)) {
-            assert!(is_wake_request(event, before), "{event:?} wakes {}", before.id);
+            let after = core.previews.get(&before.id);
+            let is_tested = after.is_some_and(|after| open_tests(core, after).next().is_some());
+            let is_wanted = is_wake_request(event, before) || is_tested;
+            assert!(is_wanted, "{event:?} wakes {}", before.id);
         }
     }
 }
@@ -71,6 +75,14 @@ fn check_shown(core: &State, before: &Preview, after: &Preview) {
         return;
     };
     let id = after.id;
+    let adopted = before.shown.as_ref().map(|former| Generation {
+        run: shown.run,
+        requested_at: shown.requested_at,
+        ..former.clone()
+    });
+    if adopted.as_ref() == Some(shown) {
+        return check_adopted(core, after);
+    }
     assert_eq!(shown.number, before.last_generation, "{id} shows an older attempt");
     let run = &core.runs[&shown.run];
     assert!(!matches!(run.state, RunState::Cancelled { .. }), "{id} shows a cancelled run");
@@ -92,6 +104,17 @@ fn check_shown(core: &State, before: &Preview, after: &Preview) {
         assert_eq!(shown.commit, former.commit, "{id} shows another commit after a restart");
         assert_eq!(shown.requested_at, former.requested_at);
     }
+}
+
+/// The newest run of the environment has taken the deployment of an earlier run over.
+fn check_adopted(core: &State, preview: &Preview) {
+    let shown = preview.shown.as_ref().expect("it shows something");
+    let newest = core.environments[&preview.environment].newest_run;
+    assert_eq!(newest, Some(shown.run), "{} is taken over by an older run", preview.id);
+    let mut jobs = core.jobs_of(shown.run).filter(|job| job.kind.is_deploy());
+    assert!(jobs.all(|job| job.reused_from.is_some()), "{} is deployed", preview.id);
+    assert_eq!(core.runs[&shown.run].created_at, shown.requested_at);
+    assert_eq!(core.runs[&shown.run].commit.as_ref(), Some(&shown.commit));
 }
 
 /// The links change when the preview begins again, and when somebody wants fresh data.
@@ -154,9 +177,27 @@ fn check_sleep(world: &World, before: &Preview, after: &Preview, event: &Event) 
         });
         assert!(is_taken_back || ends || moves, "{id} moves for nothing");
     } else {
+        assert!(open_tests(core, before).next().is_none(), "{id} sleeps while it is tested");
         let is_short = ends && money::has_budget(core);
         assert!(is_asked || is_idle || is_evicted || is_short, "{id} sleeps while it is in use");
     }
+}
+
+/// The tests of what the preview shows that have not ended, and wait for no other job.
+pub(crate) fn open_tests<'a>(
+    core: &'a State,
+    preview: &'a Preview,
+) -> impl Iterator<Item = &'a Job> {
+    let shown = preview.shown.as_ref().map(|shown| shown.requested_at);
+    let is_completed = |id: &JobId| matches!(core.jobs[id].state, JobState::Completed { .. });
+    core.jobs.values().filter(move |job| {
+        let tested = job.kind.test().and_then(|test| test.preview_of);
+        tested.is_some()
+            && tested == shown
+            && core.runs[&job.run].environment == preview.environment
+            && !job.state.is_final()
+            && job.needs.iter().all(is_completed)
+    })
 }
 
 /// The change of a preview, for the counts.

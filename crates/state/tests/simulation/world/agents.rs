@@ -23,9 +23,9 @@ impl World {
         }
     }
 
-    /// Lets the agent of a machine for previews take a few steps.
+    /// Lets the agent of a machine for previews or tests take a few steps.
     pub(super) fn let_a_preview_act(&mut self) {
-        let machines = self.core.live_machines().filter(|machine| machine.fleet == Fleet::Preview);
+        let machines = self.core.live_machines().filter(|machine| machine.fleet != Fleet::Builder);
         let machines: Vec<MachineId> = machines.map(|machine| machine.id).collect();
         let Some(machine) = self.rng.pick(&machines) else { return };
         for _ in 0..self.rng.below(5) {

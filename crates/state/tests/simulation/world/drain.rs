@@ -29,7 +29,9 @@ impl World {
         }
         // Deployments are not emulated.
         for arch in Arch::ALL {
-            if !self.core.launchable_previews().any(|(launchable, _)| launchable == arch) {
+            let has_arch =
+                self.core.launchable(Fleet::Preview).any(|(launchable, _)| launchable == arch);
+            if !has_arch {
                 self.register_machine(arch, Fleet::Preview);
             }
         }

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use stagely_state::ids::{EnvironmentId, MachineId, RunId};
-use stagely_state::{Attempt, Effect, Event, JobKind, JobState, LaunchFailure, VariantName};
+use stagely_state::{
+    Attempt, Effect, Event, JobKind, JobState, LaunchFailure, PreviewState, VariantName,
+};
 
 use super::{World, is_superseded};
 use crate::agents::{Order, Task};
@@ -197,11 +199,22 @@ impl World {
             let preview = preview.map(|preview| preview.id);
             let task = match &job.kind {
                 JobKind::Build { push, cache_to, .. } => {
-                    Task { pushes: *push, cache: cache_to.clone(), deploys: None }
+                    Task { pushes: *push, cache: cache_to.clone(), ..Task::default() }
                 }
-                JobKind::Merge { .. } => Task { pushes: true, cache: None, deploys: None },
-                JobKind::Deploy { .. } => Task { pushes: false, cache: None, deploys: preview },
+                JobKind::Merge { .. } => Task { pushes: true, ..Task::default() },
+                JobKind::Deploy { .. } => Task { deploys: preview, ..Task::default() },
+                JobKind::Test { .. } => Task { tests: true, ..Task::default() },
             };
+            if let Some(requested_at) = job.kind.test().and_then(|test| test.preview_of) {
+                let mut previews = self.disk.previews.values();
+                let is_live = previews.any(|tested| {
+                    let shown = tested.shown.as_ref().map(|shown| shown.requested_at);
+                    Some(tested.id) == preview
+                        && matches!(tested.state, PreviewState::Live { .. })
+                        && shown == Some(requested_at)
+                });
+                assert!(is_live, "{attempt:?} tests what does not serve");
+            }
             // Core tracks the caches of this attempt again, also after a crash, since its assignment is committed.
             for model in [&mut self.model, &mut self.committed_model] {
                 model.lost_attempts.remove(&(machine, attempt));
@@ -216,7 +229,7 @@ impl World {
         job.is_some_and(|job| {
             let is_fresh = match &job.kind {
                 JobKind::Deploy { deployment, .. } => deployment.fresh,
-                JobKind::Build { .. } | JobKind::Merge { .. } => true,
+                JobKind::Build { .. } | JobKind::Merge { .. } | JobKind::Test { .. } => true,
             };
             !is_fresh && job.state == JobState::Provisioning { attempt: attempt.number, machine }
         })

@@ -356,6 +356,11 @@ impl World {
                 Ok(run) => CommandVerdict::Rebuild(Box::new(run)),
                 Err(reason) => CommandVerdict::Rejected { reason },
             }
+        } else if command.kind == CommandKind::Test {
+            match self.rebuilt(environment, true) {
+                Ok(run) => CommandVerdict::Rebuild(Box::new(Run { tests_again: true, ..run })),
+                Err(reason) => CommandVerdict::Rejected { reason },
+            }
         } else if command.kind == (CommandKind::Preview { action: PreviewCommand::Start }) {
             let reuses = self.rng.chance(80);
             let run = self.rebuilt(environment, reuses);

@@ -199,7 +199,8 @@ impl World {
     }
 
     fn providers(&self) -> BTreeSet<ProviderName> {
-        self.core.limits.launchable.values().copied().collect()
+        let limits = &self.core.limits;
+        limits.launchable.values().chain(limits.launchable_testers.values()).copied().collect()
     }
 
     pub(super) fn request_list(&mut self) {

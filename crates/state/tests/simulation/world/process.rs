@@ -110,6 +110,7 @@ impl World {
         self.model.fingerprints.change(event, &fingerprints);
         before.note(self, event);
         before.note_previews(self, event);
+        before.note_tests(self);
         self.service_order.check(&self.core, &before, &effects);
         self.strays.check(&self.core, event);
         self.model.expected.check(&self.core, &were_completed);

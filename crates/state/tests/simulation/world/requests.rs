@@ -39,7 +39,11 @@ impl World {
     pub(super) fn register_any_machine(&mut self) {
         if self.registered_machines < REGISTERED_MACHINES_MAX {
             let arch = self.rng.pick(&Arch::ALL).expect("there are arches");
-            let fleet = if self.rng.chance(30) { Fleet::Preview } else { Fleet::Builder };
+            let fleet = match self.rng.below(10) {
+                0..3 => Fleet::Preview,
+                3..5 => Fleet::Tester,
+                _ => Fleet::Builder,
+            };
             self.register_machine(arch, fleet);
         }
     }

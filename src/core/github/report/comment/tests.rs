@@ -1,6 +1,6 @@
 //! The text of the comment, word by word.
 
-use stagely_protocol::{Arch, DeployProblem};
+use stagely_protocol::{Arch, CaseOutcome, DeployProblem, TestCase, TestResults};
 use stagely_state::ids::MachineId;
 use stagely_state::{
     Access, Approval, Bill, BudgetScope, BudgetUse, ClosedBy, Cost, DataLoss, EnvironmentState,
@@ -619,4 +619,63 @@ fn a_job_that_waits_for_money_says_which_command_helps() {
         "queued, waits: November's budget of {name} is used up ($50.00); `stagely budget allow {name} 5`"
     );
     assert!(text.contains(&words), "{text}");
+}
+
+#[test]
+fn tests_are_told_with_the_cases_that_failed() {
+    let mut fixture = ReportFixture::new();
+    let case = TestCase {
+        suite: "login.spec.ts".to_owned(),
+        name: "remembers me".to_owned(),
+        outcome: CaseOutcome::Failed,
+        message: "expected true".to_owned(),
+        lines: vec!["at login.spec.ts 7".to_owned()],
+        seconds: 1.0,
+    };
+    fixture.add_test(1, "e2e");
+    fixture.add_test(2, "e2e");
+    let text = middle(&fixture, &Excerpts::new());
+    assert!(text.contains("#### Tests\n\n- `e2e`: ⏳ waits or runs\n"), "{text}");
+
+    let results = TestResults { passed: 30, ..TestResults::default() };
+    fixture.job(1).results = Some(results);
+    fixture.completed(1, 1);
+    let results = TestResults { passed: 4, failed: 1, cases: vec![case], ..TestResults::default() };
+    fixture.failed(2, FailureReason::Test { failed: 1, exit_code: 1 }, "");
+    fixture.job(2).results = Some(results);
+    fixture.end_run(RunState::Failed { plan_error: None });
+    let text = middle(&fixture, &Excerpts::new());
+    assert!(text.contains("- `e2e`: ❌ 34 passed, 1 failed\n"), "{text}");
+    let case = format!(
+        "❌ login.spec.ts › remembers me · [Log]({})\n\nexpected true\n\n```text\nat login.spec.ts 7\n```",
+        log(2)
+    );
+    assert!(text.contains(&case), "{text}");
+}
+
+#[test]
+fn hostile_texts_of_tests_make_no_markup_and_stay_small() {
+    let mut fixture = ReportFixture::new();
+    let case = TestCase {
+        suite: HOSTILE.to_owned(),
+        name: HOSTILE.to_owned(),
+        outcome: CaseOutcome::Failed,
+        message: HOSTILE.to_owned(),
+        lines: vec![HOSTILE.to_owned(); 20],
+        seconds: 0.0,
+    };
+    for number in 1..=20 {
+        fixture.add_test(number, HOSTILE);
+        fixture.failed(number, FailureReason::Test { failed: 200, exit_code: 1 }, HOSTILE);
+        let cases = vec![case.clone(); 200];
+        fixture.job(number).results =
+            Some(TestResults { failed: 200, cases, ..TestResults::default() });
+    }
+    let body = render(&fixture.view(), &Excerpts::new());
+    assert!(body.len() < BODY_BYTES_MAX, "{}", body.len());
+    assert!(body.contains("… and more"), "{body}");
+    let visible = without_code(&body);
+    for markup in ["@everyone", "](http://evil", "www.evil", "<img", "\n# big"] {
+        assert!(!visible.contains(markup), "{markup}: {visible}");
+    }
 }

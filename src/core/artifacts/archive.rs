@@ -1,0 +1,147 @@
+//! What an archive of artifacts may hold: regular files with paths that stay where it is unpacked.
+
+use std::collections::BTreeSet;
+use std::io::{self, Read, Seek};
+use std::path::{Component, Path};
+
+use stagely_protocol::{ARTIFACT_BYTES_MAX, ARTIFACT_FILES_MAX};
+use tar::{Archive, EntryType};
+use thiserror::Error;
+
+/// The longest path of a file, in bytes.
+const PATH_BYTES_MAX: usize = 1_000;
+
+/// The archive has something that nobody should unpack.
+#[derive(Debug, Error)]
+pub(crate) enum InvalidArchive {
+    #[error("the artifacts are no tar archive")]
+    Unreadable(#[source] io::Error),
+    #[error("the artifacts have more than {ARTIFACT_FILES_MAX} files")]
+    TooManyFiles,
+    #[error("the artifacts have more than {ARTIFACT_BYTES_MAX} bytes")]
+    TooManyBytes,
+    #[error("the artifacts have {0:?}, which is no regular file")]
+    NoFile(String),
+    #[error("the artifacts have the path {0:?}, which is not relative, plain and short")]
+    Path(String),
+    #[error("the artifacts have the path {0:?} twice")]
+    Twice(String),
+}
+
+/// Checks an archive that an agent has sent.
+///
+/// # Errors
+/// [`InvalidArchive`]
+pub(super) fn check(archive: impl Read + Seek) -> Result<(), InvalidArchive> {
+    let unreadable = InvalidArchive::Unreadable;
+    let (mut files, mut bytes) = (0_u64, 0_u64);
+    let mut paths = BTreeSet::new();
+    let mut archive = Archive::new(archive);
+    for entry in archive.entries_with_seek().map_err(unreadable)? {
+        let entry = entry.map_err(unreadable)?;
+        let path = entry.path().map_err(unreadable)?.into_owned();
+        let shown = || path.to_string_lossy().chars().take(200).collect::<String>();
+        if entry.header().entry_type() != EntryType::Regular {
+            return Err(InvalidArchive::NoFile(shown()));
+        }
+        if !is_plain(&path) {
+            return Err(InvalidArchive::Path(shown()));
+        }
+        files += 1;
+        bytes = bytes.saturating_add(entry.size());
+        if files > ARTIFACT_FILES_MAX {
+            return Err(InvalidArchive::TooManyFiles);
+        }
+        if bytes > ARTIFACT_BYTES_MAX {
+            return Err(InvalidArchive::TooManyBytes);
+        }
+        if !paths.insert(path.clone()) {
+            return Err(InvalidArchive::Twice(shown()));
+        }
+    }
+    Ok(())
+}
+
+/// Whether the path names a file below the folder where it is unpacked, in one way only.
+fn is_plain(path: &Path) -> bool {
+    let Some(text) = path.to_str() else { return false };
+    let is_normal = |part: Component<'_>| matches!(part, Component::Normal(_));
+    let has_odd = text.chars().any(|char| char.is_control() || char == '\\');
+    let rebuilt: std::path::PathBuf = path.components().collect();
+    !text.is_empty()
+        && text.len() <= PATH_BYTES_MAX
+        && !has_odd
+        && path.components().all(is_normal)
+        && rebuilt.as_os_str() == path.as_os_str()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use tar::{Builder, Header};
+
+    use super::*;
+
+    fn header(path: &str, kind: EntryType, size: u64) -> Header {
+        let mut header = Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_size(size);
+        header.set_mode(0o644);
+        // Past the checks of the library, as an agent of other make might.
+        let name = &mut header.as_old_mut().name;
+        name[..path.len()].copy_from_slice(path.as_bytes());
+        header.set_cksum();
+        header
+    }
+
+    fn archive(entries: &[(&str, EntryType)]) -> Result<(), InvalidArchive> {
+        let mut builder = Builder::new(Vec::new());
+        for (path, kind) in entries {
+            builder.append(&header(path, *kind, 3), &b"abc"[..]).unwrap();
+        }
+        check(Cursor::new(builder.into_inner().unwrap()))
+    }
+
+    #[test]
+    fn regular_files_with_plain_paths_are_taken() {
+        let regular = EntryType::Regular;
+        archive(&[("report/index.html", regular), ("a b.txt", regular)]).unwrap();
+        archive(&[]).unwrap();
+    }
+
+    #[test]
+    fn nothing_leads_out_of_the_folder() {
+        for path in ["/etc/passwd", "../x", "a/../../x", "./a", "a//b", "a\\b", "a\nb", ".."] {
+            let error = archive(&[(path, EntryType::Regular)]).unwrap_err();
+            assert!(matches!(error, InvalidArchive::Path(_)), "{path}: {error}");
+        }
+        for kind in [EntryType::Symlink, EntryType::Link, EntryType::Directory, EntryType::Fifo] {
+            let error = archive(&[("a", kind)]).unwrap_err();
+            assert!(matches!(error, InvalidArchive::NoFile(_)), "{kind:?}: {error}");
+        }
+        let twice = [("a", EntryType::Regular), ("a", EntryType::Regular)];
+        assert!(matches!(archive(&twice).unwrap_err(), InvalidArchive::Twice(_)));
+    }
+
+    #[test]
+    fn an_archive_of_too_many_files_or_bytes_is_refused() {
+        let mut builder = Builder::new(Vec::new());
+        for number in 0..=ARTIFACT_FILES_MAX {
+            let header = header(&format!("f{number}"), EntryType::Regular, 0);
+            builder.append(&header, io::empty()).unwrap();
+        }
+        let many = builder.into_inner().unwrap();
+        assert!(matches!(check(Cursor::new(many)).unwrap_err(), InvalidArchive::TooManyFiles));
+
+        let large = header("large", EntryType::Regular, ARTIFACT_BYTES_MAX + 1);
+        let large = Cursor::new(large.as_bytes().to_vec());
+        assert!(matches!(check(large).unwrap_err(), InvalidArchive::TooManyBytes));
+    }
+
+    #[test]
+    fn what_is_no_archive_is_refused() {
+        let error = check(Cursor::new(vec![b'x'; 4096])).unwrap_err();
+        assert!(matches!(error, InvalidArchive::Unreadable(_)), "{error}");
+    }
+}
