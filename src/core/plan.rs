@@ -1,9 +1,10 @@
-//! Turns one `stagely.yaml` into build jobs, one for each platform and variant, and the merge jobs that wait for
-//! them.
+//! Turns one `stagely.yaml` into build jobs, one for each platform and variant, the merge jobs that wait for them, the deploy
+//! job of the preview, and the test jobs.
 
 mod preview;
 mod references;
 mod skip;
+mod test_jobs;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -14,8 +15,8 @@ use stagely_manifest::{Build, Manifest, Template, Variable, Variant};
 use stagely_protocol::{BuildArgs, CommitSha, FailureReason, ImageRef, InvalidValue, Platform};
 use stagely_state::ids::{JobId, RunId};
 use stagely_state::{
-    Environment, GoodImage, JobKind, MachineSize, PlannedJob, Project, SkippedBuild, UsedImage,
-    VariantName,
+    Environment, GoodImage, JobKind, MachineSize, PlannedJob, Project, SkippedBuild, Timestamp,
+    UsedImage, VariantName,
 };
 use thiserror::Error;
 
@@ -35,6 +36,8 @@ pub struct PlanContext<'a> {
     pub environment: &'a Environment,
     /// The run, whose id becomes part of the references that it pushes.
     pub run: RunId,
+    /// When the run was requested. What its preview shows is known by that.
+    pub requested_at: Timestamp,
     pub commit: &'a CommitSha,
     /// A branch that contains the commit, if one is known.
     pub branch: Option<&'a str>,
@@ -157,6 +160,7 @@ pub fn plan(
         }
     }
     planner.add_preview()?;
+    planner.add_tests();
     Ok(planner.plan)
 }
 

@@ -38,5 +38,6 @@ mod pages;
 mod previews;
 mod retention;
 mod sweep;
+mod tested_runs;
 
 const STAGELY: &str = env!("CARGO_BIN_EXE_stagely");

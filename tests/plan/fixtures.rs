@@ -8,7 +8,12 @@ use stagely::core::previews::PreviewHosts;
 use stagely_manifest::{Manifest, parse};
 use stagely_protocol::CommitSha;
 use stagely_state::ids::{EnvironmentId, JobId, ProjectId, RunId};
-use stagely_state::{Environment, GoodImage, JobKind, PlannedJob, Project, UsedImage, VariantName};
+use stagely_state::{
+    Environment, GoodImage, JobKind, PlannedJob, Project, Timestamp, UsedImage, VariantName,
+};
+
+/// When the run was requested.
+pub(crate) const REQUESTED_AT: Timestamp = Timestamp(1_700_000_000_000);
 
 pub(crate) const SHOP: &str = "\
 builds:
@@ -112,6 +117,7 @@ impl PlanInputs {
             project: &self.project,
             environment: &self.environment,
             run: RunId::from_bits(3),
+            requested_at: REQUESTED_AT,
             commit: &self.commit,
             branch: self.branch,
             is_default_branch: self.is_default_branch,

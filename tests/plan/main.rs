@@ -8,3 +8,4 @@ mod jobs;
 mod preview;
 mod references;
 mod skipped;
+mod test_jobs;

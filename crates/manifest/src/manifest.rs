@@ -33,8 +33,7 @@ pub struct Manifest {
     /// How the images are deployed for people to look at, each pull request on a machine of its own.
     #[schemars(schema_with = "preview::schema")]
     pub preview: Option<Preview>,
-    /// Commands that test the images and the preview: a map of names to tests, at most 16. They are not
-    /// run yet: a file with this section is refused.
+    /// Commands that test the images and the preview: a map of names to tests, at most 16.
     #[schemars(rename = "test", schema_with = "test::schema")]
     pub tests: Vec<Test>,
 }

@@ -282,8 +282,6 @@ pub(super) enum Mistake {
     NumberRange { min: u32, max: u32 },
     #[error("is a variable that Stagely sets; call yours otherwise")]
     ReservedVariable,
-    #[error("tests are not run yet; leave this section out")]
-    TestsNotRun,
 }
 
 impl Mistake {

@@ -77,10 +77,7 @@ fn manifest(root: &Field<'_>, problems: &mut Collector) -> Manifest {
     names::check(&builds, problems);
     order::check(&builds, problems);
     let preview = preview.and_then(|field| preview::read(&field, &builds, problems));
-    let tests = tests.map(|field| {
-        problems.add(field.key_at, &*field.path, Mistake::TestsNotRun);
-        test::read(&field, &builds, preview.as_ref(), problems)
-    });
+    let tests = tests.map(|field| test::read(&field, &builds, preview.as_ref(), problems));
     Manifest { name, submodules, builds, preview, tests: tests.unwrap_or_default() }
 }
 

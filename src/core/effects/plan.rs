@@ -336,6 +336,7 @@ fn make_plan(
         project,
         environment,
         run: run.id,
+        requested_at: run.created_at,
         commit: &resolved.commit,
         branch: subject.branch(resolved),
         is_default_branch: subject.is_default_branch(resolved),

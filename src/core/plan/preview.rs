@@ -130,7 +130,7 @@ impl Planner<'_> {
     }
 
     /// The image of `variant`: of this run, or the one that stands in.
-    fn image_of(&self, variant: &str) -> Option<UsedImage> {
+    pub(super) fn image_of(&self, variant: &str) -> Option<UsedImage> {
         if let Some(job) = self.last_jobs.get(variant) {
             return Some(UsedImage::Job { job: *job });
         }
@@ -142,7 +142,7 @@ impl Planner<'_> {
         Some(UsedImage::Image { image: image.image.at_digest(&image.digest) })
     }
 
-    fn arches_of(&self, variant: &str) -> BTreeSet<Arch> {
+    pub(super) fn arches_of(&self, variant: &str) -> BTreeSet<Arch> {
         let is_of = |name: &str| name == variant;
         let builds = self.manifest.builds.iter();
         let mut builds =
@@ -237,20 +237,30 @@ fn command(command: &ServiceCommand) -> WireCommand {
     }
 }
 
-fn env(preview: &Preview, context: &PlanContext<'_>) -> BuildArgs {
+/// The value of a variable that the services of `preview` and its tests may use.
+pub(super) fn value_of_preview(
+    preview: Option<&Preview>,
+    context: &PlanContext<'_>,
+    variable: &PreviewVariable,
+) -> String {
     let (environment, project) = (&context.environment.name, &context.project.name);
     let hosts = context.preview.hosts;
     let url = |further: Option<&str>| hosts.url(&preview_label(environment, project, further));
-    let first = preview.endpoints.first().map(|endpoint| &endpoint.name);
+    let first = preview.and_then(|preview| preview.endpoints.first());
+    let first = first.map(|endpoint| &endpoint.name);
     let text = |url: Url| url.as_str().trim_end_matches('/').to_owned();
-    let value = |variable: &PreviewVariable| match variable {
+    match variable {
         PreviewVariable::Run(variable) => value_of(context, *variable),
         PreviewVariable::Url => text(url(None)),
         PreviewVariable::Host => url(None).host_str().unwrap_or_default().to_owned(),
         PreviewVariable::EndpointUrl(name) => {
             text(url(Some(name.as_str()).filter(|_| first != Some(name))))
         }
-    };
+    }
+}
+
+fn env(preview: &Preview, context: &PlanContext<'_>) -> BuildArgs {
+    let value = |variable: &PreviewVariable| value_of_preview(Some(preview), context, variable);
     let filled = preview.env.iter().map(|(name, template)| (name.clone(), template.fill(value)));
     BuildArgs(filled.collect())
 }
