@@ -69,7 +69,7 @@ pub struct Test {
     /// Patterns of files to keep, as those of `junit`: at most 5,000 files with 1 GiB together.
     #[schemars(schema_with = "schemas::patterns")]
     pub artifacts: Vec<String>,
-    /// Patterns of pictures that the comment shows, as those of `junit`; at most 4 pictures.
+    /// Patterns of pictures that are kept with the artifacts, as those of `junit`; at most 4 pictures.
     #[schemars(schema_with = "schemas::patterns")]
     pub comment_images: Vec<String>,
     /// The position of the test's key.

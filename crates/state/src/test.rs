@@ -26,7 +26,7 @@ pub struct Test {
     /// Patterns of the files that core keeps.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub artifacts: Vec<String>,
-    /// Patterns of the pictures that the comment shows.
+    /// Patterns of pictures for the comment, which are kept with the artifacts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub comment_images: Vec<String>,
     pub on: TestMachine,
