@@ -665,7 +665,8 @@ fn hostile_texts_of_tests_make_no_markup_and_stay_small() {
         seconds: 0.0,
     };
     for number in 1..=20 {
-        fixture.add_test(number, HOSTILE);
+        fixture.add_test(number, "e2e");
+        HOSTILE.clone_into(&mut fixture.job(number).build);
         fixture.failed(number, FailureReason::Test { failed: 200, exit_code: 1 }, HOSTILE);
         let cases = vec![case.clone(); 200];
         fixture.job(number).results =
