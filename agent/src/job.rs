@@ -16,6 +16,7 @@ mod report;
 mod target;
 
 mod error;
+mod test_report;
 
 use std::fs;
 use std::io;

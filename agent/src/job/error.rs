@@ -6,7 +6,7 @@ use std::io;
 use stagely_protocol::paths::PathError;
 use stagely_protocol::{ErrorChain, FailureReason, RegistryProblem, Step};
 
-use super::report::TestReport;
+use super::test_report::TestReport;
 use crate::docker::{BuildError, EmulationError, LoginError, MergeError};
 use crate::git::CloneError;
 use crate::process::ProcessError;

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use stagely_protocol::{
     CacheMiss, Digest, EndpointAddress, FailureReason, Fingerprint, ImageRef, Status, StatusState,
-    Step, StoredArtifacts, TestResults, WireId,
+    Step, WireId,
 };
 
 use super::cache_export::CacheExporter;
 use super::error::{JobError, end_of};
-use super::test;
+use super::test_report::{TestReport, counts};
 use crate::job_log::JobLog;
 
 /// The longest error message, in bytes. A longer one loses its beginning.
@@ -30,14 +30,6 @@ pub(super) struct JobOutput {
     pub(super) endpoints: Vec<EndpointAddress>,
     /// Of a test.
     pub(super) test: Option<TestReport>,
-}
-
-/// What a test leaves behind.
-#[derive(Debug, Default)]
-pub(super) struct TestReport {
-    pub(super) results: Option<TestResults>,
-    /// What core has.
-    pub(super) artifacts: Option<StoredArtifacts>,
 }
 
 /// Writes the last lines of the log and returns the final STATUS.
@@ -125,7 +117,7 @@ fn summary(output: &JobOutput) -> Vec<String> {
             format!("serving {}", endpoints.join(", "))
         }
         None => match &output.test {
-            Some(TestReport { results: Some(results), .. }) => test::counts(results),
+            Some(TestReport { results: Some(results), .. }) => counts(results),
             Some(TestReport { results: None, .. }) => "the test passed".to_owned(),
             None => "nothing to push".to_owned(),
         },

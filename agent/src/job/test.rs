@@ -30,12 +30,12 @@ use self::container::TestContainer;
 pub(super) use self::container::remove_leftovers;
 use self::files::{ContainerFiles, FilesError, Notes};
 use self::junit::JunitFiles;
-pub(super) use self::results::counts;
 use self::results::{Attempt, attempts_results};
 use super::JobSettings;
 use super::error::JobError;
 use super::prerequisites::{RegistryBackoff, log_in, wait_for_engine};
-use super::report::{JobOutput, TestReport};
+use super::report::JobOutput;
+use super::test_report::{TestReport, counts};
 use crate::docker::{self, DockerCommand};
 use crate::job_log::JobLog;
 

@@ -139,18 +139,10 @@ pub(super) fn failed_lines(results: &TestResults) -> Vec<String> {
     failed_cases(results).take(LOGGED_MAX).map(|case| format!("FAILED {}", title(case))).collect()
 }
 
-/// `34 passed, 1 failed, 2 flaky`
-pub(in crate::job) fn counts(results: &TestResults) -> String {
-    let TestResults { passed, failed, skipped, flaky, .. } = *results;
-    let others = [(failed, "failed"), (flaky, "flaky"), (skipped, "skipped")];
-    let others = others.into_iter().filter(|(count, _)| *count > 0);
-    let parts = [(passed, "passed")].into_iter().chain(others);
-    parts.map(|(count, word)| format!("{count} {word}")).collect::<Vec<_>>().join(", ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::cases::{Outcome, ReadCase};
+    use super::super::counts;
     use super::*;
     use crate::mask::MaskerBuilder;
 
