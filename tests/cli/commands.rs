@@ -78,7 +78,7 @@ fn mistakes_on_the_command_line_exit_with_2() {
         &["environments", "close"],
         &["cancel"],
         &["machines", "add", "--arch", "mips"],
-        &["machines", "add", "--arch", "amd64", "--fleet", "tester"],
+        &["machines", "add", "--arch", "amd64", "--fleet", "builders"],
         &["previews", "sleep"],
         &["previews", "logs", "pr-7", "--tail", "all"],
         &["token", "create", "ci", "--role", "owner"],
