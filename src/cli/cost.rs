@@ -11,7 +11,7 @@ use super::output::print;
 use super::table::table;
 use crate::api::{BudgetView, GetCost, MonthCostView, SpendingView};
 
-/// Shows what machines have cost in a month, by project and pull request, and the budgets
+/// Shows what machines have cost in a month, and the budgets
 ///
 /// A sum marked ≈ contains the cost of spot machines, whose prices are read every 5 minutes. What is reserved is the most
 /// that running machines can still cost.
