@@ -143,7 +143,7 @@ async fn invalid_requests_are_refused_with_the_same_errors_everywhere() {
         ("projects/a/warm-ups", json!({ "branch": "a".repeat(40) }), "branch"),
         ("machines", json!({ "arch": "sparc" }), "sparc"),
         ("machines", json!({ "arch": "arm64", "name": "" }), "name"),
-        ("machines", json!({ "arch": "arm64", "fleet": "tester" }), "fleet"),
+        ("machines", json!({ "arch": "arm64", "fleet": "painter" }), "fleet"),
         ("machines", json!({ "arch": "arm64", "fleet": "web" }), "web"),
         ("previews/prev_01jd7q3f5m8z9x2c4v6b8n0a1s/extend", json!({ "seconds": 0 }), "seconds"),
         ("tokens", json!({ "name": "x", "role": "king" }), "king"),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::json;
-use stagely::api::{JobStatus, JobView, MachineView, RunStatus, RunView};
+use stagely::api::{CreateRun, JobStatus, JobView, MachineView, RunStatus, RunView};
 use stagely_protocol::{FailureReason, TestResults};
 use stagely_state::Fleet;
 use stagely_state::ids::RunId;
@@ -54,7 +54,9 @@ impl Site {
         );
         let manifest = manifest(fails);
         let files = [("Dockerfile", &*dockerfile), ("test", TEST), ("stagely.yaml", &*manifest)];
-        self.0.run_of(&files).await
+        self.0.repository.commit(&files);
+        let request = CreateRun { reference: Some("main".to_owned()), ..self.0.request() };
+        self.0.run(request).await
     }
 
     async fn ended(&self, run: RunId) -> RunView {

@@ -9,7 +9,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::put;
 use http_body_util::BodyExt as _;
-use stagely_protocol::{ARTIFACTS_PATH, DIGEST_HEADER, Digest, OFFSET_HEADER};
+use stagely_protocol::{ARTIFACTS_PATH, DIGEST_HEADER, Digest, InvalidValue, OFFSET_HEADER};
 use stagely_state::Attempt;
 use stagely_state::ids::MachineId;
 use tokio::time::timeout;
@@ -36,7 +36,9 @@ struct Uploader {
 impl Uploader {
     async fn of(endpoint: &AgentEndpoint, parts: &mut Parts) -> Result<Self, ApiError> {
         let AgentMachine(machine) = AgentMachine::from_request_parts(parts, endpoint).await?;
-        let ApiPath(attempt) = ApiPath::<Attempt>::from_request_parts(parts, endpoint).await?;
+        let ApiPath(id) = ApiPath::<String>::from_request_parts(parts, endpoint).await?;
+        let attempt: Attempt =
+            id.parse().map_err(|error: InvalidValue| ApiError::invalid(error.to_string()))?;
         let digest = header(&parts.headers, DIGEST_HEADER).and_then(|text| text.parse().ok());
         let digest = digest.ok_or_else(|| {
             ApiError::invalid(format!("{DIGEST_HEADER}: must be the digest of the archive"))
