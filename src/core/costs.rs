@@ -28,8 +28,7 @@ impl Records {
     pub(crate) fn spending_of_run(&self, run: RunId, now: Timestamp) -> Spending {
         let mut spending = Spending::default();
         for job in self.jobs_of(run) {
-            let fleet = if job.kind.is_deploy() { Fleet::Preview } else { Fleet::Builder };
-            spending.add(fleet, self.cost_of_job(job, now));
+            spending.add(job.kind.fleet(), self.cost_of_job(job, now));
         }
         spending
     }
@@ -162,9 +161,11 @@ pub(crate) fn sentence(spending: &Spending) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use stagely_state::{Environment, Project};
+    use stagely_protocol::{BuildArgs, Shard};
+    use stagely_state::{Environment, JobKind, Project, Test, TestMachine, UsedImage};
 
     use super::*;
+    use crate::core::fixtures;
 
     fn records() -> Records {
         let mut records = Records::default();
@@ -202,6 +203,40 @@ mod tests {
             "the budget of pull request 7 of app ($0.100) is less than the $0.190 that a machine may \
              cost; `stagely budget allow app 1 --pull-request 7`"
         );
+    }
+
+    #[test]
+    fn the_cost_of_a_run_is_told_by_what_its_jobs_do() {
+        let test = Test {
+            image: UsedImage::Image { image: "r/app/main:app".parse().unwrap() },
+            command: Vec::new(),
+            env: BuildArgs::default(),
+            secrets: Vec::new(),
+            shard: Shard::default(),
+            retries: 0,
+            junit: Vec::new(),
+            artifacts: Vec::new(),
+            comment_images: Vec::new(),
+            on: TestMachine::Tester,
+            preview_of: None,
+        };
+        let deployment = Box::new(fixtures::deployment());
+        let kinds = [
+            None,
+            Some(JobKind::Deploy { arch: None, deployment }),
+            Some(JobKind::Test { arch: None, test: Box::new(test) }),
+        ];
+        let mut records = records();
+        for (number, kind) in (1..).zip(kinds) {
+            let mut job = fixtures::job(number, 1, "app", "linux/amd64");
+            job.kind = kind.unwrap_or(job.kind);
+            job.cost.amount = Usd(u64::try_from(number).unwrap() * 10_000);
+            records.run_jobs.entry(job.run).or_default().push(job.id);
+            records.jobs.insert(job.id, job);
+        }
+        let spending = records.spending_of_run(RunId::from_bits(1), SETTLED);
+        let text = "Cost $0.060: build 0.010, preview 0.020, tests 0.030";
+        assert_eq!(sentence(&spending).unwrap(), text);
     }
 
     #[test]
