@@ -50,6 +50,10 @@ const NEVER: &str = "0001-01-01T00:00:00Z";
 /// How many of a container's last lines explain its end.
 const LAST_LINES: &str = "50";
 
+/// How often the lines of a container are looked for while there are none, and the time between.
+const LATE_LINES_TRIES: u32 = 5;
+const LATE_LINES_PAUSE: Duration = Duration::from_millis(200);
+
 /// How long something may be in use that is to be removed.
 const REMOVE_LIMIT: Duration = Duration::from_secs(15);
 
@@ -500,8 +504,20 @@ fn gone(removed: Result<(), EngineError>) -> Result<(), EngineError> {
     }
 }
 
-/// The last lines of a container, not masked and of any length.
+/// The last lines of a container that has ended, not masked and of any length.
 pub(crate) async fn last_lines(engine: &Docker, container: &str) -> Vec<String> {
+    // An engine under load says that a container has ended before it has stored the lines.
+    for _ in 0..LATE_LINES_TRIES {
+        let lines = stored_lines(engine, container).await;
+        if !lines.is_empty() {
+            return lines;
+        }
+        sleep(LATE_LINES_PAUSE).await;
+    }
+    Vec::new()
+}
+
+async fn stored_lines(engine: &Docker, container: &str) -> Vec<String> {
     let options = LogsOptionsBuilder::new().stdout(true).stderr(true).tail(LAST_LINES).build();
     let mut text = Vec::new();
     let mut logs = Box::pin(engine.logs(container, Some(options)));
