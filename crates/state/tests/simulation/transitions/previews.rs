@@ -53,7 +53,8 @@ impl Before {
         }
     }
 
-    /// A preview that sleeps wakes only for an authorised request.
+    /// A preview that sleeps wakes only for an authorised request, for its tests, or with what it showed before, after a
+    /// deployment that failed at once.
     fn check_wake(&self, core: &State, before: &Preview, event: &Event) {
         let is_wake = |run: &&Run| {
             run.environment == before.environment
@@ -63,7 +64,13 @@ impl Before {
         if before.state == PreviewState::Asleep && core.runs.values().any(|run| is_wake(&run)) {
             let after = core.previews.get(&before.id);
             let is_tested = after.is_some_and(|after| open_tests(core, after).next().is_some());
-            let is_wanted = is_wake_request(event, before) || is_tested;
+            let mut new_ends = core.jobs.values().filter(|job| !self.ended_jobs.contains(&job.id));
+            let falls_back = new_ends.any(|job| {
+                job.kind.is_deploy()
+                    && matches!(job.state, JobState::Failed(_))
+                    && core.runs[&job.run].environment == before.environment
+            });
+            let is_wanted = is_wake_request(event, before) || is_tested || falls_back;
             assert!(is_wanted, "{event:?} wakes {}", before.id);
         }
     }
