@@ -235,8 +235,8 @@ mod tests {
             records.jobs.insert(job.id, job);
         }
         let spending = records.spending_of_run(RunId::from_bits(1), SETTLED);
-        let text = "Cost $0.060: build 0.010, preview 0.020, tests 0.030";
-        assert_eq!(sentence(&spending).unwrap(), text);
+        let expected = "Cost $0.060: build 0.010, preview 0.020, tests 0.030";
+        assert_eq!(sentence(&spending).unwrap(), expected);
     }
 
     #[test]
