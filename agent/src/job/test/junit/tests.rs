@@ -1,3 +1,5 @@
+//! Files as pytest, jest-junit, surefire, go-junit-report and Playwright write them, and damaged ones.
+
 use super::super::cases::Case;
 use super::*;
 use crate::mask::MaskerBuilder;
