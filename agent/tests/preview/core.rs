@@ -1,6 +1,6 @@
 //! A server in place of core: sessions of an agent, and archives in memory. And the agent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::future::{pending, poll_fn};
 use std::path::Path;
@@ -120,7 +120,7 @@ impl Core {
     pub(crate) async fn session_with(&mut self, logs: &[(&str, u64)]) -> (Session, Hello) {
         let socket = timeout(WAIT_LIMIT, self.sessions.recv()).await.unwrap().unwrap();
         let socket = accept_async(socket).await.unwrap();
-        let mut session = Session { socket, lines: BTreeMap::new() };
+        let mut session = Session { socket, lines: BTreeMap::new(), previews: VecDeque::new() };
         let text = session.text().await;
         let AgentMessage::Hello(hello) = AgentMessage::parse(&text).unwrap() else {
             panic!("{text}")
@@ -181,6 +181,8 @@ pub(crate) struct Session {
     socket: WebSocketStream<TcpStream>,
     /// The lines of each log, with the number of each.
     pub(crate) lines: BTreeMap<String, Vec<(u64, String)>>,
+    /// What came before the end of the last job: the state of a preview and the end of its deployment have no order.
+    previews: VecDeque<Preview>,
 }
 
 impl Session {
@@ -197,17 +199,32 @@ impl Session {
         }
     }
 
-    /// The next message that is no heartbeat; log lines are kept and acknowledged.
-    async fn next(&mut self) -> String {
-        loop {
-            let text = self.text().await;
-            if !self.take(&text).await {
-                return text;
+    /// The first message for which `wanted` returns something, of those that [`take`](Self::take) leaves.
+    ///
+    /// The limit is for the whole wait, since heartbeats never end.
+    async fn wait_for<T>(
+        &mut self,
+        what: &str,
+        mut wanted: impl FnMut(&mut Self, AgentMessage) -> Option<T>,
+    ) -> T {
+        let wait = async {
+            loop {
+                let text = self.text().await;
+                if self.take(&text).await {
+                    continue;
+                }
+                if let Some(found) = wanted(self, AgentMessage::parse(&text).unwrap()) {
+                    return found;
+                }
             }
-        }
+        };
+        timeout(WAIT_LIMIT, wait)
+            .await
+            .unwrap_or_else(|_| panic!("not within {WAIT_LIMIT:?}: {what}"))
     }
 
-    /// Returns false for messages other than heartbeats and log lines.
+    /// Keeps and acknowledges log lines, and acknowledges that a job runs. Returns false for messages other than these and
+    /// heartbeats.
     async fn take(&mut self, text: &str) -> bool {
         match AgentMessage::parse(text).unwrap() {
             AgentMessage::Heartbeat(_) => {}
@@ -220,6 +237,9 @@ impl Session {
                 self.send(json!({ "type": "LOG_ACK", "job_id": log.job_id, "lines": stored }))
                     .await;
             }
+            AgentMessage::Status(status) if status.state == StatusState::Running => {
+                self.acknowledge(&status).await;
+            }
             _ => return false,
         }
         true
@@ -227,27 +247,35 @@ impl Session {
 
     /// The end of a job.
     pub(crate) async fn end(&mut self) -> Status {
-        loop {
-            let text = self.next().await;
-            if let AgentMessage::Status(status) = AgentMessage::parse(&text).unwrap() {
-                self.send(json!({ "type": "STATUS_ACK", "job_id": status.job_id })).await;
-                if status.state != StatusState::Running {
-                    return status;
-                }
+        self.previews.clear();
+        let status = self.wait_for("the end of a job", |session, message| match message {
+            AgentMessage::Status(status) => Some(status),
+            AgentMessage::Preview(preview) => {
+                session.previews.push_back(preview);
+                None
             }
-        }
+            _ => None,
+        });
+        let status = status.await;
+        self.acknowledge(&status).await;
+        status
     }
 
-    /// The next PREVIEW.
+    async fn acknowledge(&mut self, status: &Status) {
+        self.send(json!({ "type": "STATUS_ACK", "job_id": status.job_id })).await;
+    }
+
+    /// The next PREVIEW, also if it came before the end of the last job.
     pub(crate) async fn preview(&mut self) -> Preview {
-        loop {
-            let text = self.next().await;
-            match AgentMessage::parse(&text).unwrap() {
-                AgentMessage::Preview(preview) => return preview,
-                AgentMessage::Error(error) => panic!("{error:?}"),
-                _ => {}
-            }
+        if let Some(preview) = self.previews.pop_front() {
+            return preview;
         }
+        let preview = self.wait_for("the state of a preview", |_, message| match message {
+            AgentMessage::Preview(preview) => Some(preview),
+            AgentMessage::Error(error) => panic!("{error:?}"),
+            _ => None,
+        });
+        preview.await
     }
 
     /// Waits until the log `id` has a line that contains `text`.
@@ -256,10 +284,15 @@ impl Session {
             let mut lines = session.lines.get(id).into_iter().flatten();
             lines.any(|(_, line)| line.contains(text))
         };
-        while !has_line(self) {
-            let text = self.text().await;
-            self.take(&text).await;
-        }
+        let wait = async {
+            while !has_line(self) {
+                let text = self.text().await;
+                self.take(&text).await;
+            }
+        };
+        timeout(WAIT_LIMIT, wait)
+            .await
+            .unwrap_or_else(|_| panic!("the log {id} has no line `{text}`"));
     }
 
     /// Receives messages, and acknowledges lines, for so long.
@@ -272,12 +305,11 @@ impl Session {
 
     /// The code of the next ERROR.
     pub(crate) async fn error(&mut self) -> String {
-        loop {
-            let text = self.next().await;
-            if let AgentMessage::Error(error) = AgentMessage::parse(&text).unwrap() {
-                return error.code;
-            }
-        }
+        let code = self.wait_for("an error", |_, message| match message {
+            AgentMessage::Error(error) => Some(error.code),
+            _ => None,
+        });
+        code.await
     }
 }
 

@@ -122,14 +122,17 @@ impl Peer {
         }
     }
 
-    /// The next message other than HEARTBEAT.
+    /// The next message other than HEARTBEAT. The limit is for the whole wait, since heartbeats never end.
     pub(crate) async fn message(&mut self) -> String {
-        loop {
-            let text = self.text().await;
-            if !text.contains("\"HEARTBEAT\"") {
-                return text;
+        let wait = async {
+            loop {
+                let text = self.text().await;
+                if !text.contains("\"HEARTBEAT\"") {
+                    return text;
+                }
             }
-        }
+        };
+        timeout(WAIT_LIMIT, wait).await.expect("the agent sends no message but heartbeats")
     }
 
     pub(crate) async fn status(&mut self) -> Status {
@@ -150,7 +153,7 @@ impl Peer {
 
     /// Reads LOG messages until a line holds `mark`, and returns the lines from `first` on.
     pub(crate) async fn lines_until(&mut self, first: u64, mark: &str) -> Vec<String> {
-        // Each HEARTBEAT restarts the limit for one message.
+        // Each LOG restarts the limit for one message.
         let lines = timeout(2 * WAIT_LIMIT, self.read_lines_until(first, mark)).await;
         lines.unwrap_or_else(|_| panic!("no line holds `{mark}`"))
     }
