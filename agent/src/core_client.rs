@@ -25,6 +25,11 @@ impl CoreClient {
         Self { core, machine, token }
     }
 
+    /// Core's base address.
+    pub(crate) const fn url(&self) -> &Url {
+        &self.core
+    }
+
     /// A new client without connections.
     ///
     /// # Errors

@@ -17,6 +17,7 @@ mod doctor;
 
 mod hypervisor;
 mod runs;
+mod tested;
 
 /// The program under test.
 const STAGELY: &str = env!("CARGO_BIN_EXE_stagely");

@@ -22,10 +22,10 @@ use crate::proxy::Fate;
 const MANIFEST: &str = "builds: { app: { context: ., platforms: [linux/amd64] } }\n";
 
 /// A core whose builders are instances, and their hypervisor.
-struct Setup {
-    core: Core,
-    cloud: Arc<Cloud>,
-    hypervisor: Hypervisor,
+pub(crate) struct Setup {
+    pub(crate) core: Core,
+    pub(crate) cloud: Arc<Cloud>,
+    pub(crate) hypervisor: Hypervisor,
 }
 
 /// A core whose builders are instances of `cloud`.
@@ -40,7 +40,7 @@ async fn core_at(cloud: &Cloud, name: &str, builders: &str) -> Core {
 }
 
 impl Setup {
-    async fn start(name: &str, builders: &str) -> Self {
+    pub(crate) async fn start(name: &str, builders: &str) -> Self {
         let cloud = Arc::new(Cloud::start().await);
         let core = core_at(&cloud, name, builders).await;
         let hypervisor = Hypervisor::start(&cloud);
@@ -61,7 +61,7 @@ impl Setup {
     }
 
     /// Checks that nothing is left, neither at EC2 nor here.
-    async fn finish(self) {
+    pub(crate) async fn finish(self) {
         assert_eq!(self.cloud.live().await, []);
         self.hypervisor.is_idle().await;
         self.core.finish().await;
@@ -69,7 +69,7 @@ impl Setup {
     }
 }
 
-async fn log_of_attempt(core: &Core, job: &JobView, attempt: u32) -> String {
+pub(crate) async fn log_of_attempt(core: &Core, job: &JobView, attempt: u32) -> String {
     let path = format!("/api/v1/jobs/{}/logs?attempt={attempt}", job.id);
     core.call(Some(&core.admin_token()), Method::GET, &path, None).await.1
 }
@@ -297,7 +297,7 @@ async fn a_preview_whose_spot_machine_is_interrupted_serves_on_another_with_its_
     setup.finish().await;
 }
 
-fn tags_of(instance: &Instance) -> BTreeMap<&str, &str> {
+pub(crate) fn tags_of(instance: &Instance) -> BTreeMap<&str, &str> {
     instance.tags().iter().filter_map(|tag| Some((tag.key()?, tag.value()?))).collect()
 }
 

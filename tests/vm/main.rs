@@ -66,7 +66,7 @@ async fn a_guest_without_an_agent_is_powered_off_by_its_dead_man_switch() {
 }
 
 #[tokio::test]
-async fn a_preview_in_a_guest_is_reached_through_its_tunnel_and_ends_when_its_core_is_gone() {
+async fn three_guests_build_serve_and_test_and_the_one_that_serves_ends_when_its_core_is_gone() {
     let world = World::new("preview");
     world.commit_preview();
     // Shorter than usual, and longer than the boot of a guest takes here: the dead-man switch counts from there.
@@ -74,16 +74,25 @@ async fn a_preview_in_a_guest_is_reached_through_its_tunnel_and_ends_when_its_co
     let run = core.run_of_main_branch().await;
     let mut builder = Guest::of(&core, run).await;
     builder.says_hello(&mut core).await;
-    let mut guest = Guest::after(&core, run, Some(&builder)).await;
+    let mut guest = Guest::after(&core, run, &[&builder]).await;
     guest.says_hello(&mut core).await;
+    let mut tester = Guest::after(&core, run, &[&builder, &guest]).await;
+    guest.took("the preview is deployed, and its tester starts");
+    tester.says_hello(&mut core).await;
 
     let view = core.ended(run).await;
-    guest.took("the preview is deployed");
+    tester.took("the preview is tested");
     assert_eq!(view.status, RunStatus::Completed, "{view:#?}");
     let disk_kib: u64 = core.page(&view, "/cgi-bin/disk").await.trim().parse().unwrap();
     guest.took("a page");
     // The golden image has 10 GiB, and stagely.yaml says 12.
     assert!(disk_kib > 11 << 20, "{disk_kib} KiB");
+    let test = view.jobs.iter().find(|job| job.name == "test/page").unwrap();
+    let log = core.log_of(test.id).await;
+    assert!(log.contains(&format!("a tester found\n{disk_kib}\n")), "{log}");
+    let artifacts = test.test.as_ref().unwrap().artifacts.as_ref().unwrap();
+    assert_eq!(artifacts.files, 1, "{test:#?}");
+    tester.powers_off().await;
 
     core.crash();
 

@@ -66,14 +66,18 @@ impl World {
         Self { registry, git, repository, folder, image: image.into() }
     }
 
-    /// Commits a preview of the main branch. Its page `/cgi-bin/disk` shows the size of its disk in KiB.
+    /// Commits a preview of the main branch, and a test that opens it. Its page `/cgi-bin/disk` shows the size of its disk
+    /// in KiB.
     pub(crate) fn commit_preview(&self) {
         let dockerfile = "FROM scratch\nCOPY busybox /bin/busybox\nCOPY --chmod=755 disk /www/cgi-bin/disk\n\
             CMD [\"/bin/busybox\", \"httpd\", \"-f\", \"-p\", \"8080\", \"-h\", \"/www\"]\n";
         let disk = "#!/bin/busybox sh\necho; /bin/busybox df -P -k / | /bin/busybox awk 'END { print $2 }'\n";
         let manifest = "builds: { app: { context: ., machine: small } }\n\
             preview:\n  compose: compose.yaml\n  machine: small\n  disk: 12GiB\n  access: public\n  branches: [main]\n  \
-            endpoints: { web: { service: app, port: 8080, health: { path: /cgi-bin/disk, timeout: 5m } } }\n";
+            endpoints: { web: { service: app, port: 8080, health: { path: /cgi-bin/disk, timeout: 5m } } }\n\
+            test: { page: { image: app, machine: small, command: [/bin/busybox, sh, -c, \
+            '/bin/busybox wget -qO /disk $PREVIEW_URL/cgi-bin/disk && echo a tester found && /bin/busybox cat /disk'], \
+            artifacts: [/disk] } }\n";
         let compose = "services: { app: { build: . } }\n";
         self.repository.commit(&[
             ("Dockerfile", dockerfile),
@@ -263,18 +267,18 @@ impl Guest {
     /// # Panics
     /// At once if core could not launch it.
     pub(crate) async fn of(core: &Core, run: RunId) -> Self {
-        Self::after(core, run, None).await
+        Self::after(core, run, &[]).await
     }
 
-    /// As [`of`](Self::of), for a guest that follows `former`.
-    pub(crate) async fn after(core: &Core, run: RunId, former: Option<&Self>) -> Self {
+    /// As [`of`](Self::of), for a guest that follows `others`.
+    pub(crate) async fn after(core: &Core, run: RunId, others: &[&Self]) -> Self {
         let (id, console) = eventually_within(LIMIT, "a guest runs", async || {
             core.check_launch(run).await;
             let folder = core.data().join("machines");
             let mut machines = fs::read_dir(folder).ok()?.map(Result::unwrap);
-            let is_former = |name: &str| former.is_some_and(|former| former.id == name);
+            let is_other = |name: &str| others.iter().any(|other| other.id == name);
             let machine =
-                machines.find(|entry| !entry.file_name().to_str().is_some_and(is_former))?;
+                machines.find(|entry| !entry.file_name().to_str().is_some_and(is_other))?;
             let console = fs::File::open(machine.path().join("serial.log")).ok()?;
             let id = machine.file_name().into_string().unwrap();
             runs(&id).then_some((id, console))

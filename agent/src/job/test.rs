@@ -5,6 +5,7 @@ mod upload;
 
 mod container;
 mod environment;
+mod network;
 
 mod cases;
 mod junit;

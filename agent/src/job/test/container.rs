@@ -21,9 +21,9 @@ use futures_util::StreamExt as _;
 use futures_util::stream::Stream;
 use stagely_protocol::{FailureReason, Stream as OutputStream, WireId};
 use tokio::time::{sleep_until, timeout};
-use url::{Host, Url};
 
 use super::environment::environment;
+use super::network::TestNetwork;
 use super::{JobError, Testing, engine_error, stopped};
 use crate::docker::container_start_failure;
 use crate::job_log::{JobLog, LineStream};
@@ -38,9 +38,6 @@ const PROCESS_LABEL: &str = "stagely.process";
 
 /// Distinguishes this agent from a killed one before it.
 static PROCESS: LazyLock<String> = LazyLock::new(|| format!("{:016x}", rand::random::<u64>()));
-
-/// The network of the machine itself, in which its loopback addresses are.
-const HOST_NETWORK: &str = "host";
 
 /// What browsers need in `/dev/shm`. It takes memory only as far as it is used.
 const SHARED_MEMORY_BYTES: i64 = 1024 * 1024 * 1024;
@@ -89,32 +86,19 @@ impl<'a> TestContainer<'a> {
         ]
         .into();
         let preview = test.preview.as_ref().and_then(|preview| preview.preview_id.as_ref());
-        let mut networks = Vec::new();
         if let Some(preview) = preview {
             // It ends with the preview, whose networks cannot be removed before.
             labels.insert(PREVIEW_LABEL.to_owned(), preview.to_string());
-            networks = containers::networks(engine, machine, preview)
-                .await
-                .map_err(|error| engine_error(&error))?;
-            if networks.is_empty() {
-                let message = format!("the preview {preview} does not run on this machine");
-                return Err(JobError::with_message(FailureReason::Engine, message));
-            }
         }
-        let loopback = test.preview.as_ref().filter(|_| preview.is_none());
-        let loopback = loopback.and_then(|preview| loopback_host(&preview.url));
-        let network = loopback.as_ref().map(|_| HOST_NETWORK.to_owned());
+        let network = TestNetwork::of(testing).await?;
         let body = ContainerCreateBody {
             image: Some(test.image.to_string()),
             cmd: Some(test.command.clone()).filter(|command| !command.is_empty()),
             env: Some(environment(test)),
             labels: Some(labels),
             host_config: Some(HostConfig {
-                network_mode: networks.first().cloned().or(network),
-                // Not every image resolves `*.localhost`.
-                extra_hosts: loopback
-                    .filter(|host| host.ends_with("localhost"))
-                    .map(|host| vec![format!("{host}:127.0.0.1")]),
+                network_mode: network.first,
+                extra_hosts: Some(network.extra_hosts),
                 shm_size: Some(SHARED_MEMORY_BYTES),
                 // The job's log has it.
                 log_config: Some(HostConfigLogConfig {
@@ -128,7 +112,7 @@ impl<'a> TestContainer<'a> {
         let create = engine.create_container(None::<CreateContainerOptions>, body);
         let id = create.await.map_err(|error| start_error(&error))?.id;
         let mut container = Self { testing, id, folder: "/".to_owned() };
-        match container.prepare(&networks).await {
+        match container.prepare(&network.others).await {
             Ok(()) => Ok(container),
             Err(error) => {
                 let _ = container.remove().await;
@@ -137,10 +121,10 @@ impl<'a> TestContainer<'a> {
         }
     }
 
-    /// Adds the container to the other networks, and finds out its working folder.
+    /// Adds the container to more networks, and finds out its working folder.
     async fn prepare(&mut self, networks: &[String]) -> Result<(), EngineError> {
         let engine = &self.testing.engine;
-        for network in networks.iter().skip(1) {
+        for network in networks {
             let request =
                 NetworkConnectRequest { container: self.id.clone(), endpoint_config: None };
             engine.connect_network(network, request).await?;
@@ -250,18 +234,6 @@ impl<'a> TestContainer<'a> {
     }
 }
 
-/// The host of an address that is this machine's own. A preview of a core on a laptop has such an address, and its agents are on
-/// the same machine.
-fn loopback_host(url: &str) -> Option<String> {
-    let url = Url::parse(url).ok()?;
-    let is_loopback = match url.host()? {
-        Host::Domain(name) => name == "localhost" || name.ends_with(".localhost"),
-        Host::Ipv4(address) => address.is_loopback(),
-        Host::Ipv6(address) => address.is_loopback(),
-    };
-    url.host_str().filter(|_| is_loopback).map(str::to_owned)
-}
-
 /// Somebody else removes the container: its preview ends. Its exit code says nothing about the test.
 const fn is_being_removed(status: ContainerStateStatusEnum) -> bool {
     matches!(status, ContainerStateStatusEnum::REMOVING | ContainerStateStatusEnum::DEAD)
@@ -354,25 +326,4 @@ pub(in crate::job) async fn remove_leftovers(
         }
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_addresses_of_this_machine_need_its_network() {
-        for (url, host) in [
-            ("http://pr-7-app.localhost:7780", "pr-7-app.localhost"),
-            ("http://localhost", "localhost"),
-            ("http://127.0.0.1:80/x", "127.0.0.1"),
-        ] {
-            assert_eq!(loopback_host(url).as_deref(), Some(host));
-        }
-        for url in
-            ["https://pr-7.example.com", "http://10.0.0.1", "http://localhost.example.com", "x"]
-        {
-            assert_eq!(loopback_host(url), None, "{url}");
-        }
-    }
 }
