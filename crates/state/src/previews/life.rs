@@ -158,7 +158,7 @@ impl Step<'_> {
     pub(crate) fn lose_preview(&mut self, machine: MachineId) {
         let Some(preview) = self.state.preview_on(machine) else { return };
         let (id, state) = (preview.id, preview.state);
-        self.state.change_machine(machine, |machine| machine.serves = None);
+        self.stop_serving(machine, id);
         match state {
             PreviewState::Live { machine: serving }
             | PreviewState::Updating { machine: serving, .. }
@@ -227,13 +227,18 @@ impl Step<'_> {
         let Some(preview) = self.state.machines.get(&id).and_then(|machine| machine.serves) else {
             return;
         };
-        self.state.change_machine(id, |machine| machine.serves = None);
+        self.stop_serving(id, preview);
         if self.is_registered(id) {
             self.emit(Effect::Retire { machine: id, preview });
         } else {
-            self.state.change_machine(id, |machine| machine.served = Some(preview));
             self.terminate(id);
         }
+    }
+
+    /// A launched machine ends with that, and the preview does not end before it.
+    fn stop_serving(&mut self, id: MachineId, preview: PreviewId) {
+        let served = (!self.is_registered(id)).then_some(preview);
+        self.state.change_machine(id, |machine| (machine.serves, machine.served) = (None, served));
     }
 
     /// Ends the preview: its deployment is cancelled, and its machines and its archive are deleted.

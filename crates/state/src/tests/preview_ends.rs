@@ -66,6 +66,18 @@ fn a_preview_whose_time_is_over_when_it_fails_to_wake_ends() {
 }
 
 #[test]
+fn a_preview_that_ends_together_with_its_machines_lease_waits_for_the_machine() {
+    let mut core = amd64(1);
+    let (preview, _, machine) = core.live(1);
+    // Core was away until both are over.
+    let effects = core.wait(TTL + Duration::from_hours(24 * 7));
+    assert!(effects.contains(&Effect::Terminate { machine }), "{effects:?}");
+    assert_eq!(core.state.previews[&preview].state, PreviewState::Ending);
+    core.step(Event::MachineGone { machine, taken_back: false });
+    assert_eq!(core.state.previews[&preview].state, PreviewState::Ended);
+}
+
+#[test]
 fn a_failed_preview_ends_with_its_environment() {
     let mut core = amd64(1);
     let (_, deploy) = core.built(1);
