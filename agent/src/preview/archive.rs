@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::format::{Frame, compress, send, unpack};
 use self::volumes::Budget;
-use crate::core_client::{CoreClient, SILENCE_LIMIT};
+use crate::core_client::{CoreClient, SILENCE_LIMIT, refusal};
 use crate::pieces::{PIECES_MAX, PieceReader, digest_of};
 use crate::retry::Backoff;
 
@@ -41,8 +41,8 @@ pub(crate) enum ArchiveError {
     Engine(#[from] EngineError),
     #[error("core did not take or send the archive")]
     Core(#[from] reqwest::Error),
-    #[error("core answered {status} {text}")]
-    Refused { status: StatusCode, text: String },
+    #[error("core answered {status}: {message}")]
+    Refused { status: StatusCode, message: String },
     #[error("core sent nothing for {SILENCE_LIMIT:?}")]
     Silent,
     #[error("the archive is damaged: {0}")]
@@ -248,6 +248,6 @@ async fn checked(response: reqwest::Response) -> Result<reqwest::Response, Archi
     if status.is_success() {
         return Ok(response);
     }
-    let text = response.text().await.unwrap_or_default();
-    Err(ArchiveError::Refused { status, text: text.chars().take(200).collect() })
+    let message = refusal(response).await;
+    Err(ArchiveError::Refused { status, message })
 }

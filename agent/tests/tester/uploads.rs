@@ -90,7 +90,10 @@ async fn a_core_that_keeps_nothing_is_not_asked_for_ever() {
     let conflicts = [Fault::Answer(StatusCode::CONFLICT); 10];
     let status = with_faults(&setup, &conflicts, 0).await;
     assert_eq!((status.error, status.artifacts), (None, None));
-    assert_eq!(status.warnings, ["the artifacts are not stored: core answered 409 Conflict words"]);
+    assert_eq!(
+        status.warnings,
+        ["the artifacts are not stored: core answered 409 Conflict: words"]
+    );
     assert_eq!(setup.core.artifacts().requests.len(), 5);
 }
 
@@ -107,7 +110,7 @@ async fn a_core_that_refuses_changes_nothing_about_the_result() {
             let error = FailureReason::Test { failed: 0, exit_code };
             assert_eq!(status.error, (exit_code != 0).then_some(error));
             assert_eq!(status.artifacts, None);
-            let warning = format!("the artifacts are not stored: core answered {words} words");
+            let warning = format!("the artifacts are not stored: core answered {words}: words");
             assert_eq!(status.warnings, [warning]);
             assert_eq!(setup.core.artifacts().requests.len(), 2);
         }

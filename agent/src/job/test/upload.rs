@@ -17,7 +17,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::core_client::CoreClient;
+use crate::core_client::{CoreClient, refusal};
 use crate::retry::Backoff;
 
 /// How long core may need for one piece.
@@ -34,8 +34,8 @@ const RETRY_DELAY_MAX: Duration = Duration::from_secs(15);
 pub(super) enum UploadError {
     #[error("core does not answer")]
     Core(#[from] reqwest::Error),
-    #[error("core answered {status} {text}")]
-    Refused { status: StatusCode, text: String },
+    #[error("core answered {status}: {message}")]
+    Refused { status: StatusCode, message: String },
     #[error("core does not say which bytes it has")]
     NoOffset,
     #[error("the archive cannot be read")]
@@ -169,6 +169,6 @@ async fn read_piece(file: &Arc<File>, offset: u64, end: u64) -> Result<Vec<u8>, 
 
 async fn refused(response: reqwest::Response) -> UploadError {
     let status = response.status();
-    let text = response.text().await.unwrap_or_default();
-    UploadError::Refused { status, text: text.chars().take(200).collect() }
+    let message = refusal(response).await;
+    UploadError::Refused { status, message }
 }
