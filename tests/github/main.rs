@@ -15,6 +15,7 @@ mod pulls;
 
 mod forks;
 
+mod life;
 mod previews;
 
 mod deliveries;
