@@ -67,6 +67,7 @@ impl State {
         let (outcome, preview_requests) = (Outcome::default(), PreviewRequests::default());
         self.stepped_at = now;
         let mut step = Step { state: self, now, outcome, preview_requests };
+        let is_tick = matches!(event, Event::Tick);
         step.apply(event);
         step.build_lost_images(new_id);
         step.begin_plannings();
@@ -75,6 +76,10 @@ impl State {
             step.schedule_previews(new_id);
             if !step.schedule_tests() {
                 break;
+            }
+            if is_tick {
+                // A test that no machine can run has ended only now, and its preview stayed for it.
+                step.fire_preview_timeouts();
             }
         }
         step.warn_of_budgets();

@@ -237,6 +237,24 @@ fn a_test_for_which_no_machine_could_be_had_fails_and_the_preview_serves_on() {
 }
 
 #[test]
+fn a_preview_sleeps_when_its_last_test_fails_for_want_of_a_machine() {
+    let mut core = amd64(1);
+    let Tested { machine, tests, .. } = core.tested(1);
+    let tester = core.launched(tests[0]);
+    core.connect(tester, &[]);
+    core.state.limits.launchable_testers.clear();
+    // The agent does not begin, and meanwhile nobody looks at the preview.
+    let grace = core.state.limits.job_grace;
+    core.wait(SLEEP_AFTER + TIMEOUT + TEST_RESULTS + grace);
+    assert_eq!(*core.failure(tests[0]), FailureReason::Provider);
+    let PreviewState::Archiving { machine: archiving, .. } = core.preview(1).state else {
+        panic!()
+    };
+    assert_eq!(archiving, machine);
+    assert!(core.state.next_deadline() > Some(core.now));
+}
+
+#[test]
 fn a_registered_tester_takes_tests_and_no_builds() {
     let mut core = without_provider();
     let builder = core.registered_machine(Arch::Amd64);
