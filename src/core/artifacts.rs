@@ -4,6 +4,7 @@
 //! off is kept as long as the machine has the attempt, unless core ends before. The owner of an archive is its job.
 
 mod archive;
+mod pictures;
 
 use std::collections::HashMap;
 use std::io;
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 pub(crate) use self::archive::InvalidArchive;
+pub(crate) use self::pictures::{Picture, PictureError};
 use super::blobs::{Blob, BlobStore, BlobWriter};
 use super::disk::{DiskGuard, DiskNearlyFull};
 use super::records::{Records, SharedRecords};
@@ -234,6 +236,24 @@ impl Artifacts {
     pub(crate) async fn open(&self, job: JobId, digest: Digest) -> io::Result<Option<Blob>> {
         let blobs = self.blobs.clone();
         blocking(move || blobs.get(&owner(job), &digest)).await
+    }
+
+    /// Reads the picture `name` among the artifacts of a job; `None` if core does not have them, or not any more.
+    ///
+    /// # Errors
+    /// [`PictureError`]
+    pub(crate) async fn picture(
+        &self,
+        job: JobId,
+        digest: Digest,
+        name: String,
+    ) -> Result<Option<Picture>, PictureError> {
+        let blobs = self.blobs.clone();
+        blocking(move || {
+            let Some(blob) = blobs.get(&owner(job), &digest)? else { return Ok(None) };
+            pictures::read(blob.file, &name).map(Some)
+        })
+        .await
     }
 
     /// Removes artifacts that are not kept any more, until `stop` fires.

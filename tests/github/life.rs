@@ -22,6 +22,7 @@ test:
     command: [/test]
     junit: [/out/results.xml]
     artifacts: [/out]
+    comment_images: [/shots]
 ";
 
 const COMPOSE: &str =
@@ -30,7 +31,8 @@ const COMPOSE: &str =
 /// Keeps the page that it gets through core, which must be that of its image.
 const TEST: &str = "#!/bin/sh
 set -e
-mkdir /out
+mkdir /out /shots
+printf '\\211PNG\\r\\n\\032\\n' >'/shots/the page.png'
 wget -qO /out/page --header \"$STAGELY_ACCESS_HEADER\" $PREVIEW_URL
 cmp /out/page /www/index.html
 echo \"<testsuite name='page'><testcase name='opens'/><testcase name='is the one'/></testsuite>\" >/out/results.xml
@@ -80,8 +82,8 @@ fn tested(run: &RunView) -> &JobView {
     let test = job(run, "test/page");
     let found = test.test.as_ref().unwrap();
     assert_eq!(found.results.as_ref().unwrap().passed, 2, "{run:#?}");
-    // The page and the results.
-    assert_eq!(found.artifacts.as_ref().unwrap().files, 2, "{run:#?}");
+    // The page, the results and the picture.
+    assert_eq!(found.artifacts.as_ref().unwrap().files, 3, "{run:#?}");
     test
 }
 
@@ -105,10 +107,16 @@ async fn a_pull_request_is_built_deployed_tested_updated_and_leaves_nothing() {
     // A container, a volume and a network.
     assert_eq!(on_engine(&machine.to_string()).len(), 3);
     let comment = conversation.comment_says(&pull, "2 passed").await.body;
-    for text in ["🟢", "`page`: ✅ 2 passed", "2 files", "Cost $0.0", "this pull request"] {
+    for text in ["🟢", "`page`: ✅ 2 passed", "3 files", "Cost $0.0", "this pull request"] {
         assert!(comment.contains(text), "no {text:?} in {comment}");
     }
     assert_eq!(conversation.page_of(&comment).await, "one\n");
+    let (_, picture) = comment.split_once("![shots/the page.png](").unwrap();
+    // As GitHub's image proxy: without a token.
+    let picture = reqwest::get(picture.split(')').next().unwrap()).await.unwrap();
+    assert_eq!(picture.headers()["content-type"], "image/png");
+    assert_eq!(picture.headers()["x-content-type-options"], "nosniff");
+    assert_eq!(*picture.bytes().await.unwrap(), *b"\x89PNG\r\n\x1a\n");
     let head = conversation.github.head(&pull);
     for context in ["stagely", "stagely/preview"] {
         conversation.status_is(&head, context, "success").await;

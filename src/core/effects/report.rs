@@ -41,6 +41,7 @@ impl Reporter {
             logs: self.logs.clone(),
             public_url: self.config.core.url(),
             approval_label: self.config.github.approval_label.clone(),
+            open_logs: self.config.core.open_logs,
             links: self.links.clone(),
             queue: self.queue.clone(),
             interval: self.config.github.report_interval,

@@ -1,5 +1,6 @@
 //! The HTML pages that comments and commit statuses link to: a run, a job, a preview, and their logs.
 
+mod pictures;
 mod previews;
 mod results;
 
@@ -41,8 +42,8 @@ const PAGE_LINES: usize = 2_000;
 /// The longest line of a page, in characters. The plain text has whole lines.
 const LINE_CHARS_MAX: usize = 2_000;
 
-/// Browsers load and run nothing that a page names, because its text may come from strangers.
-const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; \
+/// Browsers load and run nothing that a page names but core's own pictures, because its text may come from strangers.
+const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src 'self'; base-uri 'none'; \
                       form-action 'none'; frame-ancestors 'none'";
 
 pub(super) fn router() -> Router<ApiState> {
@@ -50,6 +51,7 @@ pub(super) fn router() -> Router<ApiState> {
         .route("/runs/{id}", get(run))
         .route("/jobs/{id}", get(job))
         .route("/jobs/{id}/log", get(log))
+        .route("/jobs/{id}/pictures/{number}", get(pictures::show))
         .route("/previews", get(previews::list))
         .route("/previews/{id}", get(previews::show))
         .route("/previews/{id}/log", get(previews::log))

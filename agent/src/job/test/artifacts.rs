@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 use stagely_protocol::{
-    ARTIFACT_BYTES_MAX, ARTIFACT_FILES_MAX, COMMENT_IMAGES_MAX, Digest, ErrorChain, StoredArtifacts,
+    ARTIFACT_BYTES_MAX, ARTIFACT_FILES_MAX, COMMENT_IMAGE_BYTES_MAX, COMMENT_IMAGES_MAX, Digest,
+    ErrorChain, StoredArtifacts,
 };
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
@@ -98,7 +99,7 @@ struct Archive {
     /// Files that are one too many, and the first of them.
     left_out: u64,
     first_left_out: String,
-    /// Pictures that are no pictures, and those that are one too many.
+    /// Pictures that are no pictures or too large, and those that are one too many.
     other_images: u64,
     /// The end of the last whole file.
     end: u64,
@@ -136,19 +137,23 @@ impl Archive {
         }
         if self.other_images > 0 {
             notes.push(format!(
-                "{} files match `comment_images` and are not shown: there may be {COMMENT_IMAGES_MAX} pictures, with names \
-                 that end in {}",
+                "{} files match `comment_images` and are not shown: there may be {COMMENT_IMAGES_MAX} pictures of at most {} \
+                 MiB, with names that end in {}",
                 self.other_images,
+                COMMENT_IMAGE_BYTES_MAX >> 20,
                 IMAGE_ENDINGS.join(", ")
             ));
         }
         notes
     }
 
-    fn add_image(&mut self, name: &str) {
+    fn add_image(&mut self, name: &str, bytes: u64) {
         let lower = name.to_ascii_lowercase();
         let is_image = IMAGE_ENDINGS.iter().any(|ending| lower.ends_with(ending));
-        if is_image && self.comment_images.len() < COMMENT_IMAGES_MAX {
+        if is_image
+            && bytes <= COMMENT_IMAGE_BYTES_MAX
+            && self.comment_images.len() < COMMENT_IMAGES_MAX
+        {
             self.comment_images.push(name.to_owned());
         } else {
             self.other_images += 1;
@@ -199,7 +204,7 @@ impl Visitor for Archive {
         self.bytes += bytes;
         self.names.insert(name.to_owned());
         if self.images.is_match(path) {
-            self.add_image(name);
+            self.add_image(name, bytes);
         }
         Ok(())
     }

@@ -20,6 +20,9 @@ pub const CASES_BYTES_MAX: usize = 128 * 1024;
 /// The most pictures of one test that the comment shows.
 pub const COMMENT_IMAGES_MAX: usize = 4;
 
+/// The longest picture that the comment shows, in bytes: GitHub's image proxy passes on no longer one.
+pub const COMMENT_IMAGE_BYTES_MAX: u64 = 5 * 1024 * 1024;
+
 /// How long an agent may need after `timeout_seconds` until it reports: it copies files out of the container and uploads them.
 pub const TEST_REPORT_SECONDS_MAX: u64 = 10 * 60;
 

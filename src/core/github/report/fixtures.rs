@@ -38,6 +38,8 @@ pub(crate) const MACHINE: MachineId = MachineId::from_bits(30);
 /// Records, and the rest of a [`ReportView`].
 pub(crate) struct ReportFixture {
     pub(crate) records: Records,
+    /// `core.open-logs`.
+    pub(crate) open_logs: bool,
     url: Url,
 }
 
@@ -120,7 +122,7 @@ impl ReportFixture {
 
     /// Continues with the records of another fixture.
     pub(crate) fn of(records: Records) -> Self {
-        Self { records, url: "https://core.example/".parse().unwrap() }
+        Self { records, open_logs: true, url: "https://core.example/".parse().unwrap() }
     }
 
     /// Adds another environment, whose newest run is open.
@@ -304,6 +306,14 @@ impl ReportFixture {
     }
 
     pub(crate) fn view(&self) -> ReportView<'_> {
-        ReportView::find(&self.records, ENVIRONMENT, &self.url, "ok-to-build", links()).unwrap()
+        ReportView::find(
+            &self.records,
+            ENVIRONMENT,
+            &self.url,
+            "ok-to-build",
+            self.open_logs,
+            links(),
+        )
+        .unwrap()
     }
 }

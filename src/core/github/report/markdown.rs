@@ -87,6 +87,11 @@ pub(super) fn one_line(words: &str) -> String {
     visible.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
+/// A picture at `url`, which has no brackets and spaces, with `words` in its place where it cannot be seen.
+pub(super) fn picture(words: &str, url: &str, chars_max: usize) -> String {
+    format!("![{}]({url})", plain(&cut(&one_line(words), chars_max)))
+}
+
 fn plain(words: &str) -> String {
     let mut escaped = String::with_capacity(words.len());
     let mut before = ' ';

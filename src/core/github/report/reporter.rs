@@ -48,6 +48,8 @@ pub(crate) struct EnvironmentReporter<T> {
     pub(crate) logs: LogStore,
     pub(crate) public_url: Url,
     pub(crate) approval_label: String,
+    /// `core.open-logs`.
+    pub(crate) open_logs: bool,
     pub(crate) links: PreviewLinks,
     pub(crate) queue: ReportQueue,
     /// The shortest time between two writes.
@@ -112,8 +114,8 @@ impl<T: ReportTarget> EnvironmentReporter<T> {
     }
 
     fn view<'a>(&'a self, records: &'a Records) -> Option<ReportView<'a>> {
-        let Self { environment, public_url, approval_label, links, .. } = self;
-        ReportView::find(records, *environment, public_url, approval_label, links)
+        let Self { environment, public_url, approval_label, open_logs, links, .. } = self;
+        ReportView::find(records, *environment, public_url, approval_label, *open_logs, links)
     }
 
     /// Waits before the next attempt of a failed write.

@@ -24,6 +24,8 @@ pub(crate) struct ReportView<'a> {
     pub(crate) public_url: &'a Url,
     /// `github.approval-label`.
     pub(crate) approval_label: &'a str,
+    /// `core.open-logs`.
+    pub(crate) open_logs: bool,
     pub(crate) links: &'a PreviewLinks,
 }
 
@@ -34,11 +36,12 @@ impl<'a> ReportView<'a> {
         environment: EnvironmentId,
         public_url: &'a Url,
         approval_label: &'a str,
+        open_logs: bool,
         links: &'a PreviewLinks,
     ) -> Option<Self> {
         let environment = records.environments.get(&environment)?;
         let run = records.runs.get(&environment.report.run?)?;
-        Some(Self { records, environment, run, public_url, approval_label, links })
+        Some(Self { records, environment, run, public_url, approval_label, open_logs, links })
     }
 
     /// The jobs, in the order of the plan.
@@ -125,6 +128,11 @@ impl<'a> ReportView<'a> {
 
     pub(crate) fn job_url(&self, job: JobId) -> String {
         self.page("jobs", &job)
+    }
+
+    /// The address of one of the pictures that a test has left, numbered from 1.
+    pub(super) fn picture_url(&self, job: JobId, number: usize) -> String {
+        format!("{}/pictures/{number}", self.job_url(job))
     }
 
     pub(super) fn page(&self, kind: &str, id: &dyn fmt::Display) -> String {

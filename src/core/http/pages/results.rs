@@ -11,6 +11,8 @@ pub(super) struct ResultsPart {
     pub(super) cases: Vec<CasePart>,
     /// How many files the test has left.
     pub(super) files: u64,
+    /// The names of the pictures among them.
+    pub(super) pictures: Vec<String>,
 }
 
 pub(super) struct CasePart {
@@ -23,6 +25,7 @@ pub(super) struct CasePart {
 pub(super) fn of(job: &JobView) -> Option<ResultsPart> {
     let test = job.test.as_ref()?;
     let files = test.artifacts.as_ref().map_or(0, |artifacts| artifacts.files);
+    let pictures = test.artifacts.iter().flat_map(|artifacts| &artifacts.comment_images);
     if test.results.is_none() && files == 0 {
         return None;
     }
@@ -31,6 +34,7 @@ pub(super) fn of(job: &JobView) -> Option<ResultsPart> {
         counts: test.results.as_ref().map(counts).unwrap_or_default(),
         cases: cases.map(case).collect(),
         files,
+        pictures: pictures.map(|name| readable(name)).collect(),
     })
 }
 

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use stagely_protocol::{CaseOutcome, TestCase, TestResults};
+use stagely_protocol::{COMMENT_IMAGES_MAX, CaseOutcome, TestCase, TestResults};
 use stagely_state::{Job, JobState};
 
-use super::super::markdown::{code, inline, last_lines};
+use super::super::markdown::{code, inline, last_lines, picture};
 use super::super::view::ReportView;
 use super::WORDS_CHARS_MAX;
 use crate::api::{counts, total};
@@ -47,7 +47,29 @@ pub(super) fn section(view: &ReportView<'_>) -> Option<String> {
     if has_more {
         let _ = write!(text, "\n… and more: [all of them]({})\n", view.run_url());
     }
+    for shards in tests.values() {
+        let pictures = pictures(view, shards);
+        if text.len() + pictures.len() <= SECTION_BYTES_MAX {
+            text.push_str(&pictures);
+        }
+    }
     Some(text)
+}
+
+/// The pictures of all shards of a test. GitHub fetches them without a token, so they are links if a log needs one.
+fn pictures(view: &ReportView<'_>, shards: &[&Job]) -> String {
+    let mut pictures = Vec::new();
+    for (job, artifacts) in shards.iter().filter_map(|job| Some((job, job.artifacts.as_ref()?))) {
+        let names = artifacts.comment_images.iter().zip(1..);
+        pictures.extend(names.map(|(name, number)| (name, view.picture_url(job.id, number))));
+    }
+    let pictures = pictures.into_iter().take(COMMENT_IMAGES_MAX);
+    let shown: Vec<String> = if view.open_logs {
+        pictures.map(|(name, url)| picture(name, &url, WORDS_CHARS_MAX)).collect()
+    } else {
+        pictures.map(|(name, url)| format!("[{}]({url})", code(name, WORDS_CHARS_MAX))).collect()
+    };
+    if shown.is_empty() { String::new() } else { format!("\n{}\n", shown.join(" ")) }
 }
 
 /// The result of all shards of a test.

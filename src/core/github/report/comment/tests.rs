@@ -1,6 +1,6 @@
 //! The text of the comment, word by word.
 
-use stagely_protocol::{Arch, CaseOutcome, DeployProblem, TestCase, TestResults};
+use stagely_protocol::{Arch, CaseOutcome, DeployProblem, StoredArtifacts, TestCase, TestResults};
 use stagely_state::ids::MachineId;
 use stagely_state::{
     Access, Approval, Bill, BudgetScope, BudgetUse, ClosedBy, Cost, DataLoss, EnvironmentState,
@@ -651,6 +651,39 @@ fn tests_are_told_with_the_cases_that_failed() {
         log(2)
     );
     assert!(text.contains(&case), "{text}");
+}
+
+#[test]
+fn pictures_of_tests_are_shown_where_github_can_fetch_them() {
+    let mut fixture = ReportFixture::new();
+    fixture.add_test(1, "e2e");
+    fixture.add_test(2, "e2e");
+    for (number, names) in [(1, &["a.png", "b](x) <i>.png", "c.png"][..]), (2, &["d.gif", "e.gif"])]
+    {
+        fixture.completed(number, 1);
+        fixture.job(number).artifacts = Some(StoredArtifacts {
+            digest: format!("sha256:{}", "a".repeat(64)).parse().unwrap(),
+            bytes: 5_120,
+            files: 3,
+            comment_images: names.iter().map(ToString::to_string).collect(),
+        });
+    }
+    let url = |number, picture| format!("{}/pictures/{picture}", log(number));
+    let text = middle(&fixture, &Excerpts::new());
+    let shown = format!(
+        "\n![a.png]({}) ![b&#93;(x) &#60;i&#62;.png]({}) ![c.png]({}) ![d.gif]({})\n",
+        url(1, 1),
+        url(1, 2),
+        url(1, 3),
+        url(2, 1)
+    );
+    assert!(text.contains(&shown), "{text}");
+    assert!(!text.contains("e.gif"), "one test shows four: {text}");
+
+    fixture.open_logs = false;
+    let text = middle(&fixture, &Excerpts::new());
+    assert!(text.contains(&format!("\n[`a.png`]({})", url(1, 1))), "{text}");
+    assert!(!text.contains("!["), "{text}");
 }
 
 #[test]

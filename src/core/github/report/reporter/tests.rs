@@ -281,6 +281,7 @@ impl Core {
             logs: self.logs.clone(),
             public_url: "https://core.example/".parse().unwrap(),
             approval_label: "ok-to-build".to_owned(),
+            open_logs: true,
             links: links().clone(),
             queue: self.queue.clone(),
             interval: INTERVAL,
