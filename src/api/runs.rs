@@ -56,6 +56,9 @@ pub struct CreateRun {
     /// Whether to deploy a preview, whatever `on` and `branches` of `stagely.yaml` say. Default: as they say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preview: Option<bool>,
+    /// Whether to leave out the tests of `stagely.yaml`. Default: false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub without_tests: bool,
 }
 
 impl CreateRun {
@@ -73,6 +76,7 @@ impl CreateRun {
             builds: Vec::new(),
             set: BTreeMap::new(),
             preview: None,
+            without_tests: false,
         }
     }
 }

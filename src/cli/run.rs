@@ -70,6 +70,9 @@ pub struct RunArgs {
     base: Option<String>,
     #[command(flatten)]
     preview: PreviewArgs,
+    /// Leave out the tests of stagely.yaml
+    #[arg(long)]
+    no_test: bool,
     #[command(flatten)]
     clone_token: CloneTokenArgs,
     #[command(flatten)]
@@ -138,6 +141,7 @@ impl RunArgs {
             builds: self.builds.clone(),
             set: self.set.map(),
             preview: self.preview.choice(is_embedded),
+            without_tests: self.no_test,
             ..CreateRun::new(source.repository.clone())
         }
     }

@@ -51,6 +51,8 @@ pub struct PlanContext<'a> {
     pub from_fork: bool,
     /// The requested builds; all if empty.
     pub only_builds: &'a [String],
+    /// Whether the tests are left out.
+    pub without_tests: bool,
     /// The newest good images of the base branch, by variant. They stand in for builds that are not made.
     pub good_images: &'a BTreeMap<VariantName, GoodImage>,
     /// Builds whose `paths` are unchanged since this base are skipped. `None`: no build is skipped for its paths.

@@ -47,6 +47,7 @@ pub(crate) struct PlanInputs {
     pub(crate) is_default_branch: bool,
     pub(crate) push: bool,
     pub(crate) only_builds: Vec<String>,
+    pub(crate) without_tests: bool,
     pub(crate) good_images: BTreeMap<VariantName, GoodImage>,
     pub(crate) base: Option<Base>,
     pub(crate) hosts: PreviewHosts,
@@ -73,6 +74,7 @@ impl PlanInputs {
             is_default_branch: false,
             push: true,
             only_builds: Vec::new(),
+            without_tests: false,
             good_images: BTreeMap::new(),
             base: None,
             hosts: PreviewHosts::new(&Config::default()),
@@ -125,6 +127,7 @@ impl PlanInputs {
             pull_request: self.pull_request,
             from_fork: self.from_fork,
             only_builds: &self.only_builds,
+            without_tests: self.without_tests,
             good_images: &self.good_images,
             base: self.base.as_ref(),
             preview: PreviewContext {

@@ -91,6 +91,9 @@ fn only_runs_of_all_builds_are_tested() {
     let one = PlanInputs { only_builds: vec!["web".into()], ..PlanInputs::pull_request() };
     let unit = "test: {unit: {image: web}}\n";
     assert_eq!(names(&of(&one, &[BUILDS, unit]).jobs), ["web"]);
+    let without = PlanInputs { without_tests: true, ..PlanInputs::pull_request() };
+    let plan = of(&without, &[BUILDS, PREVIEW, TESTS]);
+    assert!(tests(&plan).is_empty() && plan.skipped.is_empty(), "{plan:?}");
     let warm_up = PlanInputs { push: false, ..PlanInputs::pull_request() };
     assert!(tests(&of(&warm_up, &[BUILDS, unit])).is_empty());
 }

@@ -351,6 +351,9 @@ pub struct Run {
     /// Whether tests run again that have passed in the run whose jobs are reused.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub tests_again: bool,
+    /// Whether the tests of `stagely.yaml` are left out.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub without_tests: bool,
     /// Whether its preview gets fresh data, whatever `reset_when` of `stagely.yaml` says.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub with_fresh_data: bool,
@@ -440,6 +443,7 @@ impl Run {
             set_names: BTreeSet::new(),
             with_preview: None,
             tests_again: false,
+            without_tests: false,
             with_fresh_data: false,
             github: None,
             approval: Approval::NotNeeded,

@@ -129,6 +129,7 @@ fn rebuild_of(
         },
         rebuilds: Some(earlier.original()),
         tests_again: rebuild.tests,
+        without_tests: earlier.without_tests && !rebuild.tests,
         reuses: rebuild.reuses().then_some(id),
         ..Run::new(new_id::<RunId>(), environment, earlier.repository.clone(), now())
     };
@@ -210,6 +211,7 @@ mod tests {
             builds: vec!["web".to_owned()],
             pull_request: Some(7),
             from_fork: true,
+            without_tests: true,
             ..app()
         };
         let (records, id) = records_of(create, |run| {
@@ -241,6 +243,12 @@ mod tests {
             )
         );
         assert!(run.commit.is_none() && !run.state.is_final());
+        assert!(run.without_tests);
+        let tests = RebuildRun { tests: true, ..Default::default() };
+        assert!(
+            !rebuild(&records, earlier, tests).unwrap().run.without_tests,
+            "they are asked for"
+        );
     }
 
     #[test]

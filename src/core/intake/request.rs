@@ -58,6 +58,7 @@ pub(crate) fn run(records: &Records, create: CreateRun) -> Result<RequestedRun, 
         from_fork: create.from_fork,
         set_names: create.set.keys().cloned().collect(),
         with_preview: create.preview,
+        without_tests: create.without_tests,
         ..Run::new(new_id::<RunId>(), &environment, repository.to_string(), now())
     };
     let secrets = RunSecrets { clone_token: create.clone_token, set: create.set };

@@ -9,14 +9,15 @@ use stagely_state::{
     JobKind, PlannedJob, SkipReason, SkippedBuild, Test as TestJob, TestMachine, UsedImage,
 };
 
-use super::Planner;
 use super::preview::value_of_preview;
+use super::{PlanContext, Planner};
 
 impl Planner<'_> {
     /// Adds the jobs of all tests of a run that builds everything: one for each shard. A test whose image or preview will
     /// not be there is skipped.
     pub(super) fn add_tests(&mut self) {
-        if !self.context.push || !self.context.only_builds.is_empty() {
+        let PlanContext { push, only_builds, without_tests, .. } = self.context;
+        if !push || *without_tests || !only_builds.is_empty() {
             return;
         }
         let deployment = self.plan.jobs.iter().find(|job| job.kind.is_deploy()).map(|job| job.id);
