@@ -16,7 +16,7 @@ use stagely_protocol::{BuildArgs, CommitSha, FailureReason, ImageRef, InvalidVal
 use stagely_state::ids::{JobId, RunId};
 use stagely_state::{
     Environment, GoodImage, JobKind, MachineSize, PlannedJob, Project, SkippedBuild, Timestamp,
-    UsedImage, VariantName,
+    UsedImage, VariantName, WantedTests,
 };
 use thiserror::Error;
 
@@ -51,8 +51,7 @@ pub struct PlanContext<'a> {
     pub from_fork: bool,
     /// The requested builds; all if empty.
     pub only_builds: &'a [String],
-    /// Whether the tests are left out.
-    pub without_tests: bool,
+    pub wanted_tests: WantedTests,
     /// The newest good images of the base branch, by variant. They stand in for builds that are not made.
     pub good_images: &'a BTreeMap<VariantName, GoodImage>,
     /// Builds whose `paths` are unchanged since this base are skipped. `None`: no build is skipped for its paths.

@@ -10,6 +10,7 @@ use stagely_protocol::CommitSha;
 use stagely_state::ids::{EnvironmentId, JobId, ProjectId, RunId};
 use stagely_state::{
     Environment, GoodImage, JobKind, PlannedJob, Project, Timestamp, UsedImage, VariantName,
+    WantedTests,
 };
 
 /// When the run was requested.
@@ -47,7 +48,7 @@ pub(crate) struct PlanInputs {
     pub(crate) is_default_branch: bool,
     pub(crate) push: bool,
     pub(crate) only_builds: Vec<String>,
-    pub(crate) without_tests: bool,
+    pub(crate) wanted_tests: WantedTests,
     pub(crate) good_images: BTreeMap<VariantName, GoodImage>,
     pub(crate) base: Option<Base>,
     pub(crate) hosts: PreviewHosts,
@@ -74,7 +75,7 @@ impl PlanInputs {
             is_default_branch: false,
             push: true,
             only_builds: Vec::new(),
-            without_tests: false,
+            wanted_tests: WantedTests::default(),
             good_images: BTreeMap::new(),
             base: None,
             hosts: PreviewHosts::new(&Config::default()),
@@ -127,7 +128,7 @@ impl PlanInputs {
             pull_request: self.pull_request,
             from_fork: self.from_fork,
             only_builds: &self.only_builds,
-            without_tests: self.without_tests,
+            wanted_tests: self.wanted_tests,
             good_images: &self.good_images,
             base: self.base.as_ref(),
             preview: PreviewContext {

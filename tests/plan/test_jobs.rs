@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 
 use stagely::core::plan::Plan;
 use stagely_protocol::{Arch, Shard};
-use stagely_state::{MachineSize, PlannedJob, SkipReason, Test, TestMachine, UsedImage};
+use stagely_state::{
+    MachineSize, PlannedJob, SkipReason, Test, TestMachine, UsedImage, WantedTests,
+};
 
 use crate::fixtures::{PlanInputs, REQUESTED_AT, names};
 
@@ -91,7 +93,7 @@ fn only_runs_of_all_builds_are_tested() {
     let one = PlanInputs { only_builds: vec!["web".into()], ..PlanInputs::pull_request() };
     let unit = "test: {unit: {image: web}}\n";
     assert_eq!(names(&of(&one, &[BUILDS, unit]).jobs), ["web"]);
-    let without = PlanInputs { without_tests: true, ..PlanInputs::pull_request() };
+    let without = PlanInputs { wanted_tests: WantedTests::None, ..PlanInputs::pull_request() };
     let plan = of(&without, &[BUILDS, PREVIEW, TESTS]);
     assert!(tests(&plan).is_empty() && plan.skipped.is_empty(), "{plan:?}");
     let warm_up = PlanInputs { push: false, ..PlanInputs::pull_request() };

@@ -95,7 +95,9 @@ pub use preview_requests::{PREVIEW_EXTENSION_MAX, PreviewStart};
 pub use previews::DEPLOY_JOB;
 pub use prices::{Extras, MINIMUM_TIME, Prices};
 pub use records::{Changes, Snapshot, State, Table};
-pub use run::{PlanFailure, Project, Run, RunEvent, RunState, SkipReason, SkippedBuild, Trigger};
+pub use run::{
+    PlanFailure, Project, Run, RunEvent, RunState, SkipReason, SkippedBuild, Trigger, WantedTests,
+};
 pub use schedule::{QueueReason, QueuedJob};
 pub use step::{BudgetWarning, Outcome};
 pub use tags::tag_not_moved_warning;

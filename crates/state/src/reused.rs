@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::step::Step;
-use super::{Job, JobEvent, JobKind, JobState, PreviewState, State, UsedImage};
+use super::{Job, JobEvent, JobKind, JobState, PreviewState, State, UsedImage, WantedTests};
 use crate::ids::{JobId, RunId};
 
 impl Step<'_> {
@@ -98,7 +98,10 @@ impl State {
                 !deployment.fresh && self.is_still_shown(old, planned.run)
             }
             (JobKind::Test { .. }, JobKind::Test { .. }) => {
-                let again = self.runs.get(&planned.run).is_some_and(|run| run.tests_again);
+                let again = self
+                    .runs
+                    .get(&planned.run)
+                    .is_some_and(|run| run.wanted_tests == WantedTests::All);
                 !again && matches!(old.state, JobState::Completed { .. })
             }
             (

@@ -322,6 +322,18 @@ mod stored_state {
     }
 }
 
+/// Which tests of `stagely.yaml` a run has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WantedTests {
+    /// All, without those that have passed in the run whose jobs are reused.
+    #[default]
+    NotPassed,
+    /// All, also those that have passed.
+    All,
+    None,
+}
+
 /// One commit's way through an environment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(remote = "Self")]
@@ -348,12 +360,9 @@ pub struct Run {
     /// Whether it gets a preview, whatever `on` of `stagely.yaml` says; `None`: as it says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub with_preview: Option<bool>,
-    /// Whether tests run again that have passed in the run whose jobs are reused.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub tests_again: bool,
-    /// Whether the tests of `stagely.yaml` are left out.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub without_tests: bool,
+    /// Which tests of `stagely.yaml` it runs.
+    #[serde(default)]
+    pub wanted_tests: WantedTests,
     /// Whether its preview gets fresh data, whatever `reset_when` of `stagely.yaml` says.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub with_fresh_data: bool,
@@ -442,8 +451,7 @@ impl Run {
             from_fork: false,
             set_names: BTreeSet::new(),
             with_preview: None,
-            tests_again: false,
-            without_tests: false,
+            wanted_tests: WantedTests::NotPassed,
             with_fresh_data: false,
             github: None,
             approval: Approval::NotNeeded,

@@ -344,7 +344,7 @@ fn make_plan(
         pull_request: environment.pull_request,
         from_fork: run.from_fork,
         only_builds: &run.only_builds,
-        without_tests: run.without_tests,
+        wanted_tests: run.wanted_tests,
         good_images: &comparison.good_images,
         base: comparison.base.as_ref(),
         preview: preview.context(),

@@ -1,7 +1,7 @@
 //! Makes the records of a rebuild: a new run of an earlier run's commit.
 
 use stagely_state::ids::{EnvironmentId, RunId};
-use stagely_state::{Environment, Run, RunState, Trigger};
+use stagely_state::{Environment, Run, RunState, Trigger, WantedTests};
 use thiserror::Error;
 
 use super::fields::{InvalidRequest, check_foreign_set, check_set, invalid};
@@ -128,14 +128,21 @@ fn rebuild_of(
             inherited_preview(earlier, environment)
         },
         rebuilds: Some(earlier.original()),
-        tests_again: rebuild.tests,
-        without_tests: earlier.without_tests && !rebuild.tests,
+        wanted_tests: wanted_tests(earlier, rebuild.tests),
         reuses: rebuild.reuses().then_some(id),
         ..Run::new(new_id::<RunId>(), environment, earlier.repository.clone(), now())
     };
     let run = run.with_approval(earlier.approval.clone());
     let secrets = RunSecrets { clone_token: rebuild.clone_token, set: rebuild.set };
     Ok(RequestedRun { run, project: project.clone(), environment: environment.clone(), secrets })
+}
+
+const fn wanted_tests(earlier: &Run, again: bool) -> WantedTests {
+    match (again, earlier.wanted_tests) {
+        (true, _) => WantedTests::All,
+        (false, WantedTests::None) => WantedTests::None,
+        (false, WantedTests::NotPassed | WantedTests::All) => WantedTests::NotPassed,
+    }
 }
 
 /// What `earlier` says about a preview, unless it says so because of a label that was removed since.
@@ -243,12 +250,10 @@ mod tests {
             )
         );
         assert!(run.commit.is_none() && !run.state.is_final());
-        assert!(run.without_tests);
+        assert_eq!(run.wanted_tests, WantedTests::None);
         let tests = RebuildRun { tests: true, ..Default::default() };
-        assert!(
-            !rebuild(&records, earlier, tests).unwrap().run.without_tests,
-            "they are asked for"
-        );
+        let again = rebuild(&records, earlier, tests).unwrap().run;
+        assert_eq!(again.wanted_tests, WantedTests::All, "they are asked for");
     }
 
     #[test]

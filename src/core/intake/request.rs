@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use stagely_state::ids::RunId;
-use stagely_state::{Environment, Project, Run, Trigger};
+use stagely_state::{Environment, Project, Run, Trigger, WantedTests};
 
 use super::fields::{
     InvalidRequest, check_branch, check_builds, check_foreign_set, check_reference, check_set,
@@ -58,7 +58,7 @@ pub(crate) fn run(records: &Records, create: CreateRun) -> Result<RequestedRun, 
         from_fork: create.from_fork,
         set_names: create.set.keys().cloned().collect(),
         with_preview: create.preview,
-        without_tests: create.without_tests,
+        wanted_tests: if create.without_tests { WantedTests::None } else { WantedTests::NotPassed },
         ..Run::new(new_id::<RunId>(), &environment, repository.to_string(), now())
     };
     let secrets = RunSecrets { clone_token: create.clone_token, set: create.set };

@@ -7,6 +7,7 @@ use stagely_protocol::{Arch, BuildArgs, Shard};
 use stagely_state::ids::JobId;
 use stagely_state::{
     JobKind, PlannedJob, SkipReason, SkippedBuild, Test as TestJob, TestMachine, UsedImage,
+    WantedTests,
 };
 
 use super::preview::value_of_preview;
@@ -16,8 +17,8 @@ impl Planner<'_> {
     /// Adds the jobs of all tests of a run that builds everything: one for each shard. A test whose image or preview will
     /// not be there is skipped.
     pub(super) fn add_tests(&mut self) {
-        let PlanContext { push, only_builds, without_tests, .. } = self.context;
-        if !push || *without_tests || !only_builds.is_empty() {
+        let PlanContext { push, only_builds, wanted_tests, .. } = self.context;
+        if !push || *wanted_tests == WantedTests::None || !only_builds.is_empty() {
             return;
         }
         let deployment = self.plan.jobs.iter().find(|job| job.kind.is_deploy()).map(|job| job.id);

@@ -6,6 +6,7 @@ use tokio::net::lookup_host;
 use url::{Host, Url};
 
 use super::{JobError, Testing, engine_error};
+use crate::core_client::CoreClient;
 use crate::preview::containers;
 
 /// The network of the machine itself, in which its loopback addresses are.
@@ -30,8 +31,7 @@ impl TestNetwork {
         match &preview.preview_id {
             Some(id) => Self::of_preview(&testing.engine, &settings.machine, id).await,
             None => {
-                Ok(Self::through_core(preview, settings.previews.core().map(|core| core.url()))
-                    .await)
+                Ok(Self::through_core(preview, settings.previews.core().map(CoreClient::url)).await)
             }
         }
     }

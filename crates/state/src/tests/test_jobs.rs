@@ -533,7 +533,9 @@ fn rebuild(core: &mut Core, earlier: RunId, tests_again: bool) -> RunId {
         run.trigger = Trigger::Rebuild;
         run.rebuilds = Some(original);
         run.reuses = Some(earlier);
-        run.tests_again = tests_again;
+        if tests_again {
+            run.wanted_tests = WantedTests::All;
+        }
     })
 }
 

@@ -10,7 +10,7 @@ use stagely_state::ids::{EnvironmentId, JobId, ProjectId, RunId};
 use stagely_state::{
     Access, DEPLOY_JOB, Deployment, Environment, Event, JobKind, MachineSize, PlanFailure,
     PlannedJob, PlannedRun, PreviewSettings, Project, Run, State, Test, TestMachine, Timestamp,
-    Trigger, UsedImage,
+    Trigger, UsedImage, WantedTests,
 };
 
 use crate::registry::caches_of;
@@ -44,7 +44,8 @@ pub(crate) fn request(rng: &mut Rng, core: &State, now: Timestamp) -> Event {
             let earlier = rng.pick(&earlier);
             run.rebuilds = earlier.map(Run::original);
             run.reuses = earlier.map(|earlier| earlier.id);
-            run.tests_again = rng.chance(30);
+            run.wanted_tests =
+                if rng.chance(30) { WantedTests::All } else { WantedTests::NotPassed };
             if let Some(earlier) = earlier {
                 run.requested_ref.clone_from(&earlier.requested_ref);
                 run.from_fork = earlier.from_fork;

@@ -9,7 +9,7 @@ use stagely_protocol::CommitSha;
 use stagely_state::ids::{EnvironmentId, ProjectId, RunId};
 use stagely_state::{
     Approval, Command, CommandKind, CommandVerdict, Effect, Environment, Event, GithubRun, Head,
-    HeadSource, PreviewCommand, PublishedReport, Run, Trigger,
+    HeadSource, PreviewCommand, PublishedReport, Run, Trigger, WantedTests,
 };
 
 use super::{Action, World, action};
@@ -358,7 +358,9 @@ impl World {
             }
         } else if command.kind == CommandKind::Test {
             match self.rebuilt(environment, true) {
-                Ok(run) => CommandVerdict::Rebuild(Box::new(Run { tests_again: true, ..run })),
+                Ok(run) => {
+                    CommandVerdict::Rebuild(Box::new(Run { wanted_tests: WantedTests::All, ..run }))
+                }
                 Err(reason) => CommandVerdict::Rejected { reason },
             }
         } else if command.kind == (CommandKind::Preview { action: PreviewCommand::Start }) {
