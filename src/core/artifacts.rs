@@ -4,9 +4,11 @@
 //! off is kept as long as the machine has the attempt, unless core ends before. The owner of an archive is its job.
 
 mod archive;
+mod index;
 mod pictures;
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -25,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 pub(crate) use self::archive::InvalidArchive;
+pub(crate) use self::index::{Extent, FileIndex, Found};
 pub(crate) use self::pictures::{Picture, PictureError};
 use super::blobs::{Blob, BlobStore, BlobWriter};
 use super::disk::{DiskGuard, DiskNearlyFull};
@@ -236,6 +239,24 @@ impl Artifacts {
     pub(crate) async fn open(&self, job: JobId, digest: Digest) -> io::Result<Option<Blob>> {
         let blobs = self.blobs.clone();
         blocking(move || blobs.get(&owner(job), &digest)).await
+    }
+
+    /// Opens the archive of a job, and finds out where its files are; `None` if core does not have it, or not any more.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub(crate) async fn files(
+        &self,
+        job: JobId,
+        digest: Digest,
+    ) -> io::Result<Option<(File, FileIndex)>> {
+        let blobs = self.blobs.clone();
+        blocking(move || {
+            let Some(mut blob) = blobs.get(&owner(job), &digest)? else { return Ok(None) };
+            let index = FileIndex::read(&mut blob.file)?;
+            Ok(Some((blob.file, index)))
+        })
+        .await
     }
 
     /// Reads the picture `name` among the artifacts of a job; `None` if core does not have them, or not any more.

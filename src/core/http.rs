@@ -191,15 +191,16 @@ fn front(endpoints: Endpoints) -> Front {
     let router = documented
         .route(&format!("{BASE_PATH}/openapi.json"), get(describe))
         .merge(agents.router())
-        .merge(previews.router())
+        .merge(previews.router(api.records.clone()))
         .merge(pages::router())
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
         .fallback(async || ApiError::not_found("page", "at this address"))
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .with_state(api);
-    Front::new(router, previews)
+        .with_state(api.clone());
+    let artifacts = pages::artifacts::router().with_state(api);
+    Front::new(router, artifacts, previews)
 }
 
 /// Ready while new work can be stored.

@@ -13,7 +13,7 @@ pub use activity::PreviewActivity;
 pub(crate) use follower::PreviewFollower;
 pub use hosts::{Host, PreviewHosts};
 pub use links::{ACCESS_HEADER, ACCESS_PARAMETER, EndpointAddress, PreviewLinks, deployment_of};
-pub use names::{LABEL_CHARS_MAX, preview_label};
+pub use names::{LABEL_CHARS_MAX, artifacts_label, preview_label};
 pub use reports::{PreviewReport, PreviewReports};
 pub use routes::{Access, PreviewRoutes, PreviewState, Route};
 pub(crate) use waiting::{is_tested, reason_of_wait, rebuild_of};

@@ -125,8 +125,62 @@ async fn a_run_is_tested_in_shards_and_on_its_preview_and_leaves_artifacts() {
         assert!(names[0].ends_with(&format!("{shard}.txt")), "{names:?}");
     }
     assert_eq!(job(&run, "test/inside").status, JobStatus::Completed);
+    artifacts_are_on_a_host_of_their_own(&site, &run).await;
     site.testers_are_gone().await;
     site.finish().await;
+}
+
+async fn artifacts_are_on_a_host_of_their_own(site: &Site, run: &RunView) {
+    let page = job(run, "test/page/1");
+    let shown = reqwest::get(format!("{}/jobs/{}", site.0.url, page.id)).await.unwrap();
+    let shown = shown.text().await.unwrap();
+    let (_, link) = shown.split_once("<a href=\"http://artifacts---").unwrap();
+    let link = format!("http://artifacts---{}", link.split('"').next().unwrap());
+    let link = reqwest::Url::parse(&link).unwrap();
+    assert_eq!(link.path(), format!("/{}/", page.id));
+    let host = format!("{}:{}", link.host_str().unwrap(), link.port().unwrap());
+    let redirects = reqwest::redirect::Policy::none();
+    let client = reqwest::Client::builder().no_proxy().redirect(redirects).build().unwrap();
+    let get = async |host: &str, path: &str| {
+        let request = client.get(format!("{}{path}", site.0.url)).header("host", host);
+        let response = request.header("range", "bytes=0-4").send().await.unwrap();
+        let headers = response.headers().clone();
+        (response.status().as_u16(), headers, response.text().await.unwrap())
+    };
+    let root = link.path().trim_end_matches('/');
+    let (status, _, listing) = get(&host, &format!("{root}/")).await;
+    assert!(status == 200 && listing.contains("href=\"./out/\""), "{status}: {listing}");
+    let (status, _, listing) = get(&host, &format!("{root}/out/report/")).await;
+    assert!(status == 200 && listing.contains("href=\"./1.txt\""), "{status}: {listing}");
+    let (status, headers, text) = get(&host, &format!("{root}/out/report/1.txt")).await;
+    assert_eq!((status, &*text), (206, "shard"));
+    assert_eq!(headers["content-type"], "text/plain; charset=utf-8");
+    assert_eq!(headers["x-content-type-options"], "nosniff");
+    assert!(headers["content-security-policy"].to_str().unwrap().contains("form-action 'none'"));
+    for folder in [root.to_owned(), format!("{root}/out")] {
+        let (status, headers, _) = get(&host, &folder).await;
+        assert_eq!((status, headers["location"].to_str().unwrap()), (307, &*format!("{folder}/")));
+    }
+    for missing in [
+        "/".to_owned(),
+        format!("{root}/out%2f..%2freport"),
+        format!("{root}/out/report/1.txt/"),
+        format!("{root}//out"),
+        format!("{root}/%00"),
+        format!("/{}/", job(run, "app").id),
+        "/api/v1/runs".to_owned(),
+    ] {
+        let (status, ..) = get(&host, &missing).await;
+        assert_eq!(status, 404, "{missing}");
+    }
+    // The host of another environment.
+    let other = host.replacen("artifacts---0", "artifacts---1", 1);
+    assert_eq!(get(&other, &format!("{root}/")).await.0, 404);
+    // Pages of artifacts change nothing.
+    let origin = format!("http://{host}");
+    let write = client.post(format!("{}/api/v1/runs", site.0.url)).header("origin", origin);
+    let write = write.bearer_auth(site.0.admin_token()).json(&json!({})).send().await.unwrap();
+    assert_eq!(write.status().as_u16(), 403);
 }
 
 #[tokio::test]

@@ -233,8 +233,15 @@ async fn certificates_are_only_for_open_previews() {
     };
     assert_eq!(ask("?domain=pr-7-app.preview.test").await, 200);
     assert_eq!(ask("?domain=PR-7-app.preview.test").await, 200);
-    for unknown in ["pr-8-app.preview.test", "preview.test", "pr-7-app.localhost", "a.example", ""]
-    {
+    let artifacts = format!("artifacts---{}.preview.test", "0".repeat(26));
+    for unknown in [
+        &*artifacts,
+        "pr-8-app.preview.test",
+        "preview.test",
+        "pr-7-app.localhost",
+        "a.example",
+        "",
+    ] {
         assert_eq!(ask(&format!("?domain={unknown}")).await, 404, "{unknown}");
     }
     assert_eq!(ask("").await, 400);

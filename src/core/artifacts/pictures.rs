@@ -1,10 +1,11 @@
 //! Pictures among the artifacts, for pages and comments.
 
-use std::io::{self, Read, Seek};
+use std::io::{self, Read, Seek, SeekFrom};
 
 use stagely_protocol::COMMENT_IMAGE_BYTES_MAX;
-use tar::Archive;
 use thiserror::Error;
+
+use super::index::{Extent, FileIndex};
 
 /// How many bytes tell the kind of a picture.
 const SIGNATURE_BYTES: usize = 12;
@@ -29,26 +30,21 @@ pub(crate) enum PictureError {
     OtherKind,
 }
 
-/// Reads the file `name` of a checked archive. The files before it are skipped, not read.
+/// Reads the file `name` of a checked archive.
 ///
 /// # Errors
 /// [`PictureError`]
-pub(super) fn read(archive: impl Read + Seek, name: &str) -> Result<Picture, PictureError> {
-    let mut archive = Archive::new(archive);
-    for entry in archive.entries_with_seek()? {
-        let mut entry = entry?;
-        if entry.path()?.as_os_str() != name {
-            continue;
-        }
-        if entry.size() > COMMENT_IMAGE_BYTES_MAX {
-            return Err(PictureError::TooLarge);
-        }
-        let mut bytes = Vec::new();
-        entry.read_to_end(&mut bytes)?;
-        let content_type = kind_of(&bytes).ok_or(PictureError::OtherKind)?;
-        return Ok(Picture { content_type, bytes });
+pub(super) fn read(mut archive: impl Read + Seek, name: &str) -> Result<Picture, PictureError> {
+    let index = FileIndex::read(&mut archive)?;
+    let Extent { first, bytes: length } = index.file(name).ok_or(PictureError::Missing)?;
+    if length > COMMENT_IMAGE_BYTES_MAX {
+        return Err(PictureError::TooLarge);
     }
-    Err(PictureError::Missing)
+    let mut bytes = Vec::new();
+    archive.seek(SeekFrom::Start(first))?;
+    archive.take(length).read_to_end(&mut bytes)?;
+    let content_type = kind_of(&bytes).ok_or(PictureError::OtherKind)?;
+    Ok(Picture { content_type, bytes })
 }
 
 /// The media type by the first bytes, whatever the name says. SVG is left out: it is a document with scripts.

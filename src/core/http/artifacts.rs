@@ -1,6 +1,6 @@
 //! `/jobs/{id}/artifacts`: what a test has left, as one tar archive.
 
-use std::io::SeekFrom;
+use std::io::{self, SeekFrom};
 use std::ops::RangeInclusive;
 
 use axum::body::Body;
@@ -19,6 +19,7 @@ use tokio_util::io::ReaderStream;
 use super::auth::Reader;
 use super::{ApiError, ApiPath, ApiState};
 use crate::api::ErrorBody;
+use crate::core::artifacts::Extent;
 use crate::core::blobs::Blob;
 
 /// The bytes that are read from the file at a time.
@@ -64,47 +65,59 @@ async fn serve(
     blob: Blob,
     headers: &HeaderMap,
 ) -> Result<Response, ApiError> {
-    let tag = format!("\"{digest}\"");
-    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-    let is_same = text(IF_RANGE).is_none_or(|of| of == tag);
-    let range = text(RANGE).filter(|_| is_same).and_then(|range| range_of(range, blob.bytes));
     let mut answer = HeaderMap::new();
     let fixed = [
         (CONTENT_TYPE, "application/x-tar"),
-        (ACCEPT_RANGES, "bytes"),
         (CONTENT_SECURITY_POLICY, POLICY),
         (X_CONTENT_TYPE_OPTIONS, "nosniff"),
     ];
     for (name, value) in fixed {
         answer.insert(name, HeaderValue::from_static(value));
     }
-    let named = format!("attachment; filename=\"{id}.tar\"");
-    for (name, value) in [(ETAG, tag), (CONTENT_DISPOSITION, named)] {
-        answer.insert(name, value.parse().expect("letters, digits and punctuation"));
-    }
+    answer.insert(CONTENT_DISPOSITION, plain(&format!("attachment; filename=\"{id}.tar\"")));
+    let whole = Extent { first: 0, bytes: blob.bytes };
+    let served = ranged(blob.file, whole, &format!("\"{digest}\""), headers, answer).await;
+    served.map_err(|error| ApiError::internal(&error))
+}
+
+/// Serves a part of a file, or the one range of it that the request's `headers` ask for. `answer` are the headers of both.
+///
+/// # Errors
+/// The disk's.
+pub(super) async fn ranged(
+    file: std::fs::File,
+    extent: Extent,
+    tag: &str,
+    headers: &HeaderMap,
+    mut answer: HeaderMap,
+) -> io::Result<Response> {
+    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let is_same = text(IF_RANGE).is_none_or(|of| of == tag);
+    let range = text(RANGE).filter(|_| is_same).and_then(|range| range_of(range, extent.bytes));
+    answer.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    answer.insert(ETAG, plain(tag));
     let Ok(range) = range.transpose() else {
-        answer.insert(CONTENT_RANGE, range_value(&format!("bytes */{}", blob.bytes)));
+        answer.insert(CONTENT_RANGE, plain(&format!("bytes */{}", extent.bytes)));
         answer.remove(CONTENT_DISPOSITION);
         return Ok((StatusCode::RANGE_NOT_SATISFIABLE, answer).into_response());
     };
     let (status, first, length) = match range {
         Some(range) => {
-            let value = format!("bytes {}-{}/{}", range.start(), range.end(), blob.bytes);
-            answer.insert(CONTENT_RANGE, range_value(&value));
+            let value = format!("bytes {}-{}/{}", range.start(), range.end(), extent.bytes);
+            answer.insert(CONTENT_RANGE, plain(&value));
             (StatusCode::PARTIAL_CONTENT, *range.start(), range.end() - range.start() + 1)
         }
-        None => (StatusCode::OK, 0, blob.bytes),
+        None => (StatusCode::OK, 0, extent.bytes),
     };
     answer.insert(CONTENT_LENGTH, length.into());
-    let mut file = tokio::fs::File::from_std(blob.file);
-    let sought = file.seek(SeekFrom::Start(first)).await;
-    sought.map_err(|error| ApiError::internal(&error))?;
+    let mut file = tokio::fs::File::from_std(file);
+    file.seek(SeekFrom::Start(extent.first + first)).await?;
     let body = Body::from_stream(ReaderStream::with_capacity(file.take(length), CHUNK_BYTES));
     Ok((status, answer, body).into_response())
 }
 
-fn range_value(text: &str) -> HeaderValue {
-    text.parse().expect("numbers and punctuation")
+fn plain(text: &str) -> HeaderValue {
+    text.parse().expect("letters, digits and punctuation")
 }
 
 /// The one range that the header asks for; `None` if it is of another kind, which counts as none, and an error if it begins

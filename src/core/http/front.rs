@@ -26,12 +26,14 @@ pub(super) const HEAD_BYTES_MAX: usize = 64 * 1024;
 #[derive(Clone)]
 pub(super) struct Front {
     router: Router,
+    /// Of the hosts of artifacts.
+    artifacts: Router,
     previews: PreviewProxy,
 }
 
 impl Front {
-    pub(super) fn new(router: Router, previews: PreviewProxy) -> Self {
-        Self { router, previews }
+    pub(super) fn new(router: Router, artifacts: Router, previews: PreviewProxy) -> Self {
+        Self { router, artifacts, previews }
     }
 
     pub(super) async fn serve(mut self, request: Request<ClientBody>, peer: IpAddr) -> Response {
@@ -51,6 +53,11 @@ impl Front {
             Host::Core => {
                 let request = Request::from_parts(head, Body::new(body));
                 self.router.call(request).await.unwrap_or_else(|never| match never {})
+            }
+            Host::Artifacts(environment) => {
+                let mut request = Request::from_parts(head, Body::new(body));
+                request.extensions_mut().insert(environment);
+                self.artifacts.call(request).await.unwrap_or_else(|never| match never {})
             }
             Host::Preview { label, scheme } => {
                 let host = host.map(|host| host.as_str().to_owned()).unwrap_or_default();

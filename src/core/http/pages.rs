@@ -1,5 +1,6 @@
 //! The HTML pages that comments and commit statuses link to: a run, a job, a preview, and their logs.
 
+pub(super) mod artifacts;
 mod pictures;
 mod previews;
 mod results;
@@ -34,6 +35,7 @@ use crate::api::{
 use crate::core::costs;
 use crate::core::github::report::view::seconds;
 use crate::core::logs::{LogError, LogId, StoredLine, readable};
+use crate::core::previews::PreviewHosts;
 use crate::core::store::StoreError;
 
 /// Most lines of a log that a page shows.
@@ -224,6 +226,8 @@ struct JobPage {
     log: Vec<String>,
     preview: Option<PreviewView>,
     results: Option<ResultsPart>,
+    /// The address of what a test has left.
+    artifacts_url: Option<String>,
     job: JobView,
 }
 
@@ -365,6 +369,10 @@ async fn job(
         JobKindView::Deploy => preview_of_run(&api, job.run_id, &visitor).await,
         JobKindView::Build | JobKindView::Merge | JobKindView::Test => None,
     };
+    let artifacts_url = match results::has_left_files(&job) {
+        true => artifacts_url(&api, &job).await,
+        false => None,
+    };
     page(&JobPage {
         goes_on: !job.status.is_final(),
         status: job_status(&job).to_owned(),
@@ -382,8 +390,15 @@ async fn job(
         log: shown_lines(&lines),
         preview,
         results: results::of(&job),
+        artifacts_url,
         job,
     })
+}
+
+async fn artifacts_url(api: &ApiState, job: &JobView) -> Option<String> {
+    let environment = api.history.with_run(job.run_id, |_, run| run.environment).await.ok()??;
+    let url = PreviewHosts::new(&api.config).artifacts_url(environment, job.id);
+    Some(url.into())
 }
 
 async fn preview_of_run(api: &ApiState, run: RunId, visitor: &Visitor) -> Option<PreviewView> {

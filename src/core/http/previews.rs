@@ -51,6 +51,7 @@ use super::auth::ApiTokens;
 use super::client_body::ClientBody;
 use super::websockets::WebSockets;
 use crate::core::previews::{Access, PreviewActivity, PreviewHosts, PreviewRoutes, Route};
+use crate::core::records::SharedRecords;
 
 pub(super) use self::headers::Client;
 pub(crate) use self::tunnels::Tunnels;
@@ -106,8 +107,11 @@ impl PreviewProxy {
     }
 
     /// The endpoints on core's own host.
-    pub(super) fn router<S: Clone + Send + Sync + 'static>(&self) -> Router<S> {
-        self.tunnels.clone().router().merge(tls_ask::router(self.parts.clone()))
+    pub(super) fn router<S: Clone + Send + Sync + 'static>(
+        &self,
+        records: SharedRecords,
+    ) -> Router<S> {
+        self.tunnels.clone().router().merge(tls_ask::router(self.parts.clone(), records))
     }
 
     pub(super) fn hosts(&self) -> &PreviewHosts {

@@ -1,7 +1,9 @@
 //! Which host names are those of previews.
 
+use stagely_state::ids::{EnvironmentId, JobId};
 use url::{Host as UrlHost, Url};
 
+use super::names::{artifacts_label, environment_of_artifacts};
 use crate::config::Config;
 
 /// The domain below which browsers resolve every name to their own machine.
@@ -17,6 +19,8 @@ pub enum Host {
         /// The scheme of URLs that browsers use.
         scheme: &'static str,
     },
+    /// Below a domain of previews: the files that tests of this environment have left.
+    Artifacts(EnvironmentId),
     /// Below a domain of previews, but of none.
     Nobody,
 }
@@ -52,19 +56,26 @@ impl PreviewHosts {
         };
         match found {
             (label, scheme) if !label.is_empty() && !label.contains('.') => {
-                Host::Preview { label: label.to_owned(), scheme }
+                match environment_of_artifacts(label) {
+                    Some(environment) => Host::Artifacts(environment),
+                    None => Host::Preview { label: label.to_owned(), scheme },
+                }
             }
             _ => Host::Nobody,
         }
     }
 
-    /// The label of `host` if it is below the configured domain, for which certificates are issued.
-    pub fn label_of_domain(&self, host: &str) -> Option<String> {
+    /// As [`find`](Self::find), for names below the configured domain alone, for which certificates are issued.
+    pub fn find_in_domain(&self, host: &str) -> Host {
         let is_local = host.trim_end_matches('.').to_ascii_lowercase().ends_with(LOCAL_DOMAIN);
-        match self.find(host) {
-            Host::Preview { label, .. } if !is_local => Some(label),
-            Host::Core | Host::Preview { .. } | Host::Nobody => None,
-        }
+        if is_local { Host::Nobody } else { self.find(host) }
+    }
+
+    /// The URL at which browsers find what a test job of the environment has left.
+    pub fn artifacts_url(&self, environment: EnvironmentId, job: JobId) -> Url {
+        let mut url = self.url(&artifacts_label(environment));
+        url.set_path(&format!("{job}/"));
+        url
     }
 
     /// The URL at which browsers reach the preview with this label.
@@ -113,8 +124,12 @@ mod tests {
             assert_eq!(hosts.find(nobody), Host::Nobody, "{nobody}");
         }
         assert_eq!(hosts.find("pr-7-app.badexample.com"), Host::Core);
-        assert_eq!(hosts.label_of_domain("pr-7-app.example.com").unwrap(), "pr-7-app");
-        assert_eq!(hosts.label_of_domain("pr-7-app.localhost"), None);
+        assert_eq!(hosts.find_in_domain("pr-7-app.example.com"), preview("pr-7-app", "https"));
+        assert_eq!(hosts.find_in_domain("pr-7-app.localhost"), Host::Nobody);
+        let environment = EnvironmentId::from_bits(7);
+        let url = hosts.artifacts_url(environment, JobId::from_bits(8));
+        assert_eq!((url.scheme(), url.path()), ("https", &*format!("/{}/", JobId::from_bits(8))));
+        assert_eq!(hosts.find(url.host_str().unwrap()), Host::Artifacts(environment));
         assert_eq!(hosts.url("pr-7-app").as_str(), "https://pr-7-app.example.com/");
     }
 

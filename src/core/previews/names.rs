@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use sha2::{Digest as _, Sha256};
+use stagely_state::ids::EnvironmentId;
 
 /// The longest label of the DNS.
 pub const LABEL_CHARS_MAX: usize = 63;
@@ -12,6 +13,11 @@ const HASH_BYTES: usize = 5;
 
 /// Goes before the hash. No readable part contains it.
 const HASH_MARK: &str = "---";
+
+/// What the labels of artifacts begin with.
+const ARTIFACTS: &str = "artifacts";
+
+const ENVIRONMENT_PREFIX: &str = "env_";
 
 /// The label of an endpoint: `pr-7-app`, or `pr-7-app-mail` for an endpoint that is not the first one.
 ///
@@ -32,6 +38,20 @@ pub fn preview_label(environment: &str, project: &str, further_endpoint: Option<
         .map(|parts| parts.join("-"))
         .filter(|label| label.len() <= LABEL_CHARS_MAX && !is_reserved(label))
         .unwrap_or_else(|| hashed(environment, project, further_endpoint))
+}
+
+/// The label of the artifacts of an environment. No preview has one like it: what follows their mark is another hash.
+pub fn artifacts_label(environment: EnvironmentId) -> String {
+    let id = environment.to_string();
+    format!("{ARTIFACTS}{HASH_MARK}{}", id.trim_start_matches(ENVIRONMENT_PREFIX))
+}
+
+/// The environment whose artifacts have this label.
+pub(super) fn environment_of_artifacts(label: &str) -> Option<EnvironmentId> {
+    let id = label.strip_prefix(ARTIFACTS)?.strip_prefix(HASH_MARK)?;
+    let environment: EnvironmentId = format!("{ENVIRONMENT_PREFIX}{id}").parse().ok()?;
+    // One environment, one origin.
+    (artifacts_label(environment) == label).then_some(environment)
 }
 
 fn is_number(text: &str) -> bool {
@@ -108,6 +128,24 @@ mod tests {
         assert_eq!(preview_label("pr-7", "app", Some("mail")), "pr-7-app-mail");
         assert_eq!(preview_label("main", "my-app", None), "main-my--app");
         assert_eq!(preview_label("pr-7", "shop-web", Some("api-v2")), "pr-7-shop--web-api--v2");
+    }
+
+    #[test]
+    fn the_artifacts_of_an_environment_have_a_label_of_their_own() {
+        let environment = EnvironmentId::from_bits(7);
+        let label = artifacts_label(environment);
+        assert!(is_dns_label(&label) && label.starts_with("artifacts---"), "{label}");
+        assert_eq!(environment_of_artifacts(&label), Some(environment));
+        let id = environment.to_string();
+        let id = id.trim_start_matches("env_");
+        for (name, project) in [("artifacts", id), ("artifacts--", id), ("artifacts_", id)] {
+            assert_ne!(preview_label(name, project, None), label);
+        }
+        for other in
+            [format!("artifacts-{id}"), format!("x{label}"), format!("{label}0"), String::new()]
+        {
+            assert_eq!(environment_of_artifacts(&other), None, "{other}");
+        }
     }
 
     #[test]

@@ -21,6 +21,10 @@ pub(super) struct CasePart {
     pub(super) text: String,
 }
 
+pub(super) fn has_left_files(job: &JobView) -> bool {
+    job.test.as_ref().is_some_and(|test| test.artifacts.is_some())
+}
+
 /// `None` for a job that is no test, or has neither results nor artifacts.
 pub(super) fn of(job: &JobView) -> Option<ResultsPart> {
     let test = job.test.as_ref()?;

@@ -26,7 +26,7 @@ pub(super) fn may_use_cookie(parts: &PreviewParts, route: &Route, request: &Part
         Host::Preview { label, .. } => {
             parts.routes.find(label).is_some_and(|other| other.preview == route.preview)
         }
-        Host::Core | Host::Nobody => false,
+        Host::Core | Host::Artifacts(_) | Host::Nobody => false,
     };
     let mut origins = headers.get_all(ORIGIN).into_iter();
     let (first, second) = (origins.next(), origins.next());
@@ -38,7 +38,9 @@ pub(super) fn may_use_cookie(parts: &PreviewParts, route: &Route, request: &Part
         (None, _) => true,
         (Some(_), Some(_)) => false,
         (Some(origin), None) => match host_of(parts, origin) {
-            Some(host @ (Host::Preview { .. } | Host::Nobody)) => is_own(&host),
+            Some(host @ (Host::Preview { .. } | Host::Artifacts(_) | Host::Nobody)) => {
+                is_own(&host)
+            }
             Some(Host::Core) => !is_upgrade(headers),
             // `null`, also of pages that hide their address.
             None => {

@@ -12,6 +12,8 @@ use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use serde::Deserialize;
 
 use super::PreviewParts;
+use crate::core::previews::Host;
+use crate::core::records::SharedRecords;
 
 /// The most questions in one second. A proxy asks once for each new host, and strangers must not try out names fast.
 const QUESTIONS_A_SECOND: NonZeroU32 = NonZeroU32::new(50).expect("50 is not zero");
@@ -22,6 +24,7 @@ const DOMAIN_CHARS_MAX: usize = 253;
 #[derive(Clone)]
 struct TlsAsk {
     parts: PreviewParts,
+    records: SharedRecords,
     limiter: Arc<DefaultDirectRateLimiter>,
 }
 
@@ -30,9 +33,16 @@ struct Question {
     domain: String,
 }
 
-pub(super) fn router<S: Clone + Send + Sync + 'static>(parts: PreviewParts) -> Router<S> {
+pub(super) fn router<S: Clone + Send + Sync + 'static>(
+    parts: PreviewParts,
+    records: SharedRecords,
+) -> Router<S> {
     let limiter = Arc::new(RateLimiter::direct(Quota::per_second(QUESTIONS_A_SECOND)));
-    Router::new().route("/v1/previews/tls-ask", get(ask)).with_state(TlsAsk { parts, limiter })
+    Router::new().route("/v1/previews/tls-ask", get(ask)).with_state(TlsAsk {
+        parts,
+        records,
+        limiter,
+    })
 }
 
 async fn ask(
@@ -44,9 +54,15 @@ async fn ask(
     }
     let Ok(Query(Question { domain })) = question else { return StatusCode::BAD_REQUEST };
     let PreviewParts { hosts, routes, .. } = &state.parts;
-    let label = (domain.len() <= DOMAIN_CHARS_MAX).then(|| hosts.label_of_domain(&domain));
-    match label.flatten().and_then(|label| routes.find(&label)) {
-        Some(_) => StatusCode::OK,
-        None => StatusCode::NOT_FOUND,
+    if domain.len() > DOMAIN_CHARS_MAX {
+        return StatusCode::NOT_FOUND;
     }
+    let is_known = match hosts.find_in_domain(&domain) {
+        Host::Preview { label, .. } => routes.find(&label).is_some(),
+        Host::Artifacts(environment) => {
+            state.records.read().environments.contains_key(&environment)
+        }
+        Host::Core | Host::Nobody => false,
+    };
+    if is_known { StatusCode::OK } else { StatusCode::NOT_FOUND }
 }
