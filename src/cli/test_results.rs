@@ -110,7 +110,8 @@ fn status_of(shards: &[&JobView]) -> String {
 fn cases_text(job: &JobView) -> String {
     let mut text = String::new();
     if let Some(error) = &job.error {
-        let _ = write!(text, "\n{}: {error}", style(&job.name).bold());
+        let error: Vec<String> = error.lines().map(printable).collect();
+        let _ = write!(text, "\n{}: {}", style(&job.name).bold(), error.join("\n"));
     }
     let cases = job.test.as_ref().and_then(|test| test.results.as_ref());
     for case in cases.into_iter().flat_map(|results| &results.cases) {

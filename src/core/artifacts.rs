@@ -196,9 +196,8 @@ impl Artifacts {
         digest: &Digest,
         superseded: CancellationToken,
     ) -> Arc<AsyncMutex<Part>> {
-        let records = self.records.read();
+        self.forget_ended_uploads();
         let mut uploads = self.lock();
-        uploads.retain(|known, _| is_under_way(&records, *known));
         let part = if let Some(former) = uploads.get(&attempt) {
             former.superseded.cancel();
             Arc::clone(&former.part)
@@ -207,6 +206,12 @@ impl Artifacts {
         };
         uploads.insert(attempt, Upload { part: Arc::clone(&part), superseded });
         part
+    }
+
+    /// What has arrived for attempts that are over is removed from the disk.
+    fn forget_ended_uploads(&self) {
+        let records = self.records.read();
+        self.lock().retain(|known, _| is_under_way(&records, *known));
     }
 
     fn check(&self, machine: MachineId, attempt: Attempt) -> Result<(), ArtifactError> {
@@ -294,6 +299,7 @@ impl Artifacts {
     }
 
     async fn sweep(&self) -> io::Result<usize> {
+        self.forget_ended_uploads();
         let artifacts = self.clone();
         blocking(move || {
             let mut removed = 0;

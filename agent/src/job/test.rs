@@ -185,12 +185,15 @@ impl Testing<'_> {
             folder: &container.folder,
             stop: self.stop,
         };
-        let (is_late, is_last) = (ended.is_late, attempts.len() + 1 >= attempts_max as usize);
-        let cases = self.read_junit(&files).await?;
+        let is_late = ended.is_late;
+        let cases = self.read_junit(&files, report_deadline).await?;
+        // Reading takes time, too.
+        let is_over = is_late || Instant::now() >= self.deadline;
+        let is_last = is_over || attempts.len() + 1 >= attempts_max as usize;
         let attempt = Attempt::new(ended, cases);
         let is_failed = attempt.is_failed();
         attempts.push(attempt);
-        if is_failed && !is_late && !is_last {
+        if is_failed && !is_last {
             return Ok(None);
         }
         let artifacts = self.store_artifacts(&files, report_deadline).await?;
@@ -198,13 +201,17 @@ impl Testing<'_> {
     }
 
     /// Reads the `JUnit` files of an attempt. `None`: there are none.
-    async fn read_junit(&self, files: &ContainerFiles<'_>) -> Result<Option<Cases>, JobError> {
+    async fn read_junit(
+        &self,
+        files: &ContainerFiles<'_>,
+        deadline: Instant,
+    ) -> Result<Option<Cases>, JobError> {
         if self.test.junit.is_empty() {
             return Ok(None);
         }
         let patterns = files.patterns(&self.test.junit, self.log);
         let junit = JunitFiles::new(self.log.masker().clone());
-        let deadline = Instant::now() + COPY_LIMIT;
+        let deadline = deadline.min(Instant::now() + COPY_LIMIT);
         let (junit, visited) = files.visit(&patterns, junit, deadline).await;
         self.note_visit("the JUnit files", visited)?;
         for warning in junit.warnings() {

@@ -33,15 +33,15 @@ pub use cache::{
 pub use error_chain::ErrorChain;
 pub use failure::{CloneProblem, DeployProblem, FailureReason, RegistryProblem};
 pub use messages::{
-    AgentMessage, Build, BuildArgs, BuildConfig, CASE_LINE_BYTES_MAX, CASE_LINES_MAX,
-    CASE_MESSAGE_BYTES_MAX, CASE_NAME_BYTES_MAX, CASES_BYTES_MAX, CASES_MAX,
+    ARTIFACT_PATH_BYTES_MAX, AgentMessage, Build, BuildArgs, BuildConfig, CASE_LINE_BYTES_MAX,
+    CASE_LINES_MAX, CASE_MESSAGE_BYTES_MAX, CASE_NAME_BYTES_MAX, CASES_BYTES_MAX, CASES_MAX,
     COMMENT_IMAGE_BYTES_MAX, COMMENT_IMAGES_MAX, Cancel, CaseOutcome, CloneContext, CoreMessage,
     Deploy, Dial, Endpoint, EndpointAddress, ErrorMessage, HealthCheck, Heartbeat, Hello, HelloAck,
     Interrupted, Log, LogAck, LogLine, Merge, Notice, ParseError, Preview, PreviewState,
     RegistryAuth, ResumedJob, RunningJob, RunningPreview, Secrets, ServiceCommand, ServiceState,
     Shard, Sleep, Status, StatusAck, StatusState, Step, StoredArtifacts, Stream, SystemInfo,
     TEST_REPORT_SECONDS_MAX, Terminate, Test, TestCase, TestResults, TestedPreview,
-    UNKNOWN_PREVIEW, expose_secret, service_log, service_log_id,
+    UNKNOWN_PREVIEW, expose_secret, is_artifact_path, service_log, service_log_id,
 };
 pub use steps::slow_down;
 pub use tunnel::{

@@ -27,9 +27,10 @@ pub use preview::{
     service_log, service_log_id,
 };
 pub use test::{
-    CASE_LINE_BYTES_MAX, CASE_LINES_MAX, CASE_MESSAGE_BYTES_MAX, CASE_NAME_BYTES_MAX,
-    CASES_BYTES_MAX, CASES_MAX, COMMENT_IMAGE_BYTES_MAX, COMMENT_IMAGES_MAX, CaseOutcome, Shard,
-    StoredArtifacts, TEST_REPORT_SECONDS_MAX, Test, TestCase, TestResults, TestedPreview,
+    ARTIFACT_PATH_BYTES_MAX, CASE_LINE_BYTES_MAX, CASE_LINES_MAX, CASE_MESSAGE_BYTES_MAX,
+    CASE_NAME_BYTES_MAX, CASES_BYTES_MAX, CASES_MAX, COMMENT_IMAGE_BYTES_MAX, COMMENT_IMAGES_MAX,
+    CaseOutcome, Shard, StoredArtifacts, TEST_REPORT_SECONDS_MAX, Test, TestCase, TestResults,
+    TestedPreview, is_artifact_path,
 };
 
 /// A message that could not be read. The error quotes no value of the message, because a secret may

@@ -2,14 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::io::{self, Read, Seek};
-use std::path::{Component, Path};
 
-use stagely_protocol::{ARTIFACT_BYTES_MAX, ARTIFACT_FILES_MAX};
+use stagely_protocol::{ARTIFACT_BYTES_MAX, ARTIFACT_FILES_MAX, is_artifact_path};
 use tar::{Archive, EntryType};
 use thiserror::Error;
 
-/// The longest path of a file, in bytes.
-const PATH_BYTES_MAX: usize = 1_000;
+/// The longest entry that holds the name of the file after it, in bytes.
+const NAME_BYTES_MAX: u64 = 4 * 1024;
 
 /// The archive has something that nobody should unpack.
 #[derive(Debug, Error)]
@@ -22,6 +21,8 @@ pub(crate) enum InvalidArchive {
     TooManyBytes,
     #[error("the artifacts have {0:?}, which is no regular file")]
     NoFile(String),
+    #[error("the artifacts have the name of a file with {0} bytes")]
+    LongName(u64),
     #[error("the artifacts have the path {0:?}, which is not relative, plain and short")]
     Path(String),
     #[error("the artifacts have the path {0:?} twice")]
@@ -32,8 +33,10 @@ pub(crate) enum InvalidArchive {
 ///
 /// # Errors
 /// [`InvalidArchive`]
-pub(super) fn check(archive: impl Read + Seek) -> Result<(), InvalidArchive> {
+pub(super) fn check(mut archive: impl Read + Seek) -> Result<(), InvalidArchive> {
     let unreadable = InvalidArchive::Unreadable;
+    check_names(&mut archive)?;
+    archive.rewind().map_err(unreadable)?;
     let (mut files, mut bytes) = (0_u64, 0_u64);
     let mut paths = BTreeSet::new();
     let mut archive = Archive::new(archive);
@@ -44,7 +47,7 @@ pub(super) fn check(archive: impl Read + Seek) -> Result<(), InvalidArchive> {
         if entry.header().entry_type() != EntryType::Regular {
             return Err(InvalidArchive::NoFile(shown()));
         }
-        if !is_plain(&path) {
+        if !path.to_str().is_some_and(is_artifact_path) {
             return Err(InvalidArchive::Path(shown()));
         }
         files += 1;
@@ -62,17 +65,23 @@ pub(super) fn check(archive: impl Read + Seek) -> Result<(), InvalidArchive> {
     Ok(())
 }
 
-/// Whether the path names a file below the folder where it is unpacked, in one way only.
-fn is_plain(path: &Path) -> bool {
-    let Some(text) = path.to_str() else { return false };
-    let is_normal = |part: Component<'_>| matches!(part, Component::Normal(_));
-    let has_odd = text.chars().any(|char| char.is_control() || char == '\\');
-    let rebuilt: std::path::PathBuf = path.components().collect();
-    !text.is_empty()
-        && text.len() <= PATH_BYTES_MAX
-        && !has_odd
-        && path.components().all(is_normal)
-        && rebuilt.as_os_str() == path.as_os_str()
+/// Names that do not fit into a header are entries by themselves, which the library reads into memory.
+fn check_names(archive: impl Read + Seek) -> Result<(), InvalidArchive> {
+    let unreadable = InvalidArchive::Unreadable;
+    let mut archive = Archive::new(archive);
+    for entry in archive.entries_with_seek().map_err(unreadable)?.raw(true) {
+        let entry = entry.map_err(unreadable)?;
+        let is_name =
+            matches!(entry.header().entry_type(), EntryType::GNULongName | EntryType::XHeader);
+        if is_name && entry.size() > NAME_BYTES_MAX {
+            return Err(InvalidArchive::LongName(entry.size()));
+        }
+        if matches!(entry.header().entry_type(), EntryType::GNULongLink | EntryType::XGlobalHeader)
+        {
+            return Err(InvalidArchive::NoFile("a link or settings".to_owned()));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -137,6 +146,25 @@ mod tests {
         let large = header("large", EntryType::Regular, ARTIFACT_BYTES_MAX + 1);
         let large = Cursor::new(large.as_bytes().to_vec());
         assert!(matches!(check(large).unwrap_err(), InvalidArchive::TooManyBytes));
+    }
+
+    #[test]
+    fn names_that_would_fill_the_memory_are_refused() {
+        for kind in [EntryType::GNULongName, EntryType::XHeader] {
+            let large = header("././@LongLink", kind, 1 << 30);
+            let error = check(Cursor::new(large.as_bytes().to_vec())).unwrap_err();
+            assert!(matches!(error, InvalidArchive::LongName(_)), "{kind:?}: {error}");
+        }
+        for kind in [EntryType::GNULongLink, EntryType::XGlobalHeader] {
+            let error = archive(&[("a", kind)]).unwrap_err();
+            assert!(matches!(error, InvalidArchive::NoFile(_)), "{kind:?}: {error}");
+        }
+        let mut builder = Builder::new(Vec::new());
+        let mut long = Header::new_gnu();
+        long.set_size(3);
+        let name = "long/".repeat(150) + "a";
+        builder.append_data(&mut long, name, &b"abc"[..]).unwrap();
+        check(Cursor::new(builder.into_inner().unwrap())).unwrap();
     }
 
     #[test]

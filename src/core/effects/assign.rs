@@ -132,8 +132,9 @@ impl Assigner {
                 deploy::message(records, job, attempt, inputs)
             }
             JobKind::Test { .. } => {
-                let (secrets, links) = (project_secrets, &self.links);
-                test::message(records, job, attempt, TestInputs { registry_auth, secrets, links })
+                let (secrets, links, registry) = (project_secrets, &self.links, self.login.url());
+                let inputs = TestInputs { registry, registry_auth, secrets, links };
+                test::message(records, job, attempt, inputs)
             }
         }
     }

@@ -369,10 +369,8 @@ async fn job(
         JobKindView::Deploy => preview_of_run(&api, job.run_id, &visitor).await,
         JobKindView::Build | JobKindView::Merge | JobKindView::Test => None,
     };
-    let artifacts_url = match results::has_left_files(&job) {
-        true => artifacts_url(&api, &job).await,
-        false => None,
-    };
+    let artifacts_url =
+        if results::has_left_files(&job) { artifacts_url(&api, &job).await } else { None };
     page(&JobPage {
         goes_on: !job.status.is_final(),
         status: job_status(&job).to_owned(),

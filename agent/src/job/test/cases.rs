@@ -143,7 +143,7 @@ fn one_line(text: &str) -> String {
 }
 
 /// Removes the control sequences of terminals, and control characters but for the ends of lines.
-fn plain(text: &str) -> String {
+pub(super) fn plain(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut chars = text.chars().peekable();
     while let Some(char) = chars.next() {

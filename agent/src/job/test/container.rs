@@ -22,6 +22,7 @@ use futures_util::stream::Stream;
 use stagely_protocol::{FailureReason, Stream as OutputStream, WireId};
 use tokio::time::{sleep_until, timeout};
 
+use super::cases::{cut, plain};
 use super::environment::environment;
 use super::network::TestNetwork;
 use super::{JobError, Testing, engine_error, stopped};
@@ -53,8 +54,9 @@ const ENGINE_LIMIT: Duration = Duration::from_mins(1);
 
 const ENGINE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How many of the last lines explain a failure, and the most bytes of each.
+/// How many of the last lines explain a failure, and the most bytes of each. Together they fit into a message of STATUS.
 const LAST_LINES: usize = 20;
+const LAST_LINE_BYTES_MAX: usize = 180;
 
 /// How a command ended.
 #[derive(Debug)]
@@ -301,7 +303,11 @@ impl<'a> OutputLog<'a> {
 
     fn append(&mut self, stream: OutputStream, lines: Vec<String>) {
         for line in lines.iter().filter(|line| !line.trim().is_empty()) {
-            self.last.push_back(line.clone());
+            let mut shown = plain(line);
+            if shown.len() > LAST_LINE_BYTES_MAX {
+                shown = format!("{}…", cut(&shown, LAST_LINE_BYTES_MAX));
+            }
+            self.last.push_back(shown);
             if self.last.len() > LAST_LINES {
                 self.last.pop_front();
             }

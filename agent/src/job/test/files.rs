@@ -11,6 +11,7 @@ use bollard::errors::Error as EngineError;
 use bollard::query_parameters::DownloadFromContainerOptionsBuilder;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
+use stagely_protocol::is_artifact_path;
 use tar::EntryType;
 use thiserror::Error;
 use tokio::sync::mpsc;
@@ -23,13 +24,10 @@ use crate::job_log::JobLog;
 use crate::pieces::{PIECES_MAX, PieceReader};
 use crate::preview::archive::patient;
 
-/// The longest name of a file, in bytes.
-const NAME_BYTES_MAX: usize = 1_024;
-
 /// A file that matches.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FoundFile<'a> {
-    /// Relative to the working folder, or else to the root; UTF-8 without control characters.
+    /// Relative to the working folder, or else to the root; [`is_artifact_path`].
     pub(super) name: &'a str,
     /// The absolute path.
     pub(super) path: &'a str,
@@ -238,9 +236,6 @@ fn name_of<'a>(path: &'a str, folder: &str) -> &'a str {
 fn full_path(root: &str, name: &[u8]) -> Result<String, String> {
     let shown = || String::from_utf8_lossy(name).escape_debug().take(100).collect::<String>();
     let text = std::str::from_utf8(name).map_err(|_| shown())?;
-    if text.len() > NAME_BYTES_MAX || text.chars().any(char::is_control) {
-        return Err(shown());
-    }
     let mut path = Path::new(root).parent().unwrap_or(Path::new("/")).to_owned();
     for component in Path::new(text).components() {
         match component {
@@ -249,7 +244,10 @@ fn full_path(root: &str, name: &[u8]) -> Result<String, String> {
             Component::ParentDir | Component::Prefix(_) => return Err(shown()),
         }
     }
-    path.into_os_string().into_string().map_err(|_| shown())
+    let path = path.into_os_string().into_string().map_err(|_| shown())?;
+    // The root of all has no name.
+    let is_usable = path == "/" || is_artifact_path(path.trim_start_matches('/'));
+    if is_usable { Ok(path) } else { Err(shown()) }
 }
 
 #[cfg(test)]
@@ -326,6 +324,16 @@ mod tests {
                 "`../../etc/x.txt` is not among the artifacts: its name is not usable",
             ]
         );
+    }
+
+    #[test]
+    fn names_that_core_refuses_are_left_out() {
+        let long = format!("out/{}", "x".repeat(1_000));
+        for name in ["out/a\\b.txt", &*long] {
+            assert!(full_path("/app/out", name.as_bytes()).is_err(), "{name}");
+        }
+        assert_eq!(full_path("/app/out", b"out/a b.txt").unwrap(), "/app/out/a b.txt");
+        assert_eq!(full_path("/", b"/").unwrap(), "/");
     }
 
     #[test]

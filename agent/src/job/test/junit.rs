@@ -165,6 +165,10 @@ fn read(text: &str, cases: &mut Cases) -> (bool, Result<(), JunitError>) {
         has_suites: false,
     };
     let result = parser.read(text);
+    if result.is_err() && parser.case.has_failed {
+        // The runner died while it wrote: what it said about this case counts.
+        parser.end_case();
+    }
     (parser.has_suites, result)
 }
 
@@ -229,12 +233,13 @@ impl Parser<'_> {
     }
 
     fn new_case(&self, start: &BytesStart<'_>) -> OpenCase {
-        let mut suites = vec![attribute(start, "classname"), attribute(start, "file")];
-        suites.extend(self.suites.iter().rev().cloned());
+        let own = [attribute(start, "classname"), attribute(start, "file")];
+        let mut suites = own.iter().chain(self.suites.iter().rev());
+        let suite = suites.find(|suite| !suite.trim().is_empty()).cloned();
         let name = attribute(start, "name");
         let status = attribute(start, "status");
         let read = ReadCase {
-            suite: suites.into_iter().find(|suite| !suite.trim().is_empty()).unwrap_or_default(),
+            suite: suite.unwrap_or_default(),
             name: if name.trim().is_empty() { "(without a name)".to_owned() } else { name },
             seconds: seconds(&attribute(start, "time")),
             ..ReadCase::default()
@@ -267,21 +272,23 @@ impl Parser<'_> {
             Some(Element::Suite) => {
                 self.suites.pop();
             }
-            Some(Element::Case) => {
-                let mut case = std::mem::take(&mut self.case);
-                let outcome = match case {
-                    OpenCase { has_failed: true, .. } => Outcome::Failed,
-                    OpenCase { is_flaky: true, .. } => Outcome::Flaky,
-                    OpenCase { is_skipped: true, .. } => Outcome::Skipped,
-                    OpenCase { .. } => Outcome::Passed,
-                };
-                if case.read.text.trim().is_empty() {
-                    case.read.text = case.output;
-                }
-                self.cases.add(outcome, &case.read);
-            }
+            Some(Element::Case) => self.end_case(),
             _ => {}
         }
+    }
+
+    fn end_case(&mut self) {
+        let mut case = std::mem::take(&mut self.case);
+        let outcome = match case {
+            OpenCase { has_failed: true, .. } => Outcome::Failed,
+            OpenCase { is_flaky: true, .. } => Outcome::Flaky,
+            OpenCase { is_skipped: true, .. } => Outcome::Skipped,
+            OpenCase { .. } => Outcome::Passed,
+        };
+        if case.read.text.trim().is_empty() {
+            case.read.text = case.output;
+        }
+        self.cases.add(outcome, &case.read);
     }
 }
 
@@ -296,7 +303,7 @@ fn add_end(text: &mut String, more: &str) {
     }
 }
 
-/// The value of an attribute; empty without one. A damaged one stays as it is.
+/// The value of an attribute, at most [`TEXT_BYTES_MAX`] of it; empty without one. A damaged one stays as it is.
 fn attribute(start: &BytesStart<'_>, name: &str) -> String {
     let mut attributes = start.attributes();
     let mut attributes = attributes.with_checks(false).flatten();
@@ -305,7 +312,10 @@ fn attribute(start: &BytesStart<'_>, name: &str) -> String {
         Ok(value) => value.into_owned(),
         Err(_) => attribute.value.into_owned(),
     });
-    value.unwrap_or_default()
+    let mut value: String = value.unwrap_or_default();
+    // Each case gets a copy of the name of its suite.
+    value.truncate(value.floor_char_boundary(TEXT_BYTES_MAX));
+    value
 }
 
 /// A time such as `1.5`, or `1,234.5` as Maven writes it.

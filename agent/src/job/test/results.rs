@@ -23,7 +23,7 @@ impl Attempt {
     }
 
     pub(super) fn is_failed(&self) -> bool {
-        self.ended.exit_code != 0 || self.failed_count() > 0
+        self.ended.exit_code != 0 || self.ended.is_late || self.failed_count() > 0
     }
 
     fn failed_count(&self) -> u64 {
@@ -41,14 +41,17 @@ impl Attempt {
     }
 
     fn is_retried(&self, case: &Case) -> bool {
-        case.passed_later && self.ended.exit_code == 0
+        case.passed_later && self.ended.exit_code == 0 && !self.ended.is_late
     }
 }
 
-/// The results of all attempts: those of the last one, with the failures of earlier ones as flaky. `None`: nothing is known of
-/// single cases.
+/// The results of all attempts: those of the last one, with the failures of earlier ones as flaky. If the last one failed before
+/// it wrote any, the one before counts. `None`: nothing is known of single cases.
 pub(super) fn attempts_results(test: &Test, attempts: &[Attempt]) -> Option<TestResults> {
     let (last, earlier) = attempts.split_last()?;
+    if last.is_failed() && last.cases.is_none() && !earlier.is_empty() {
+        return attempts_results(test, earlier);
+    }
     let Some(cases) = &last.cases else {
         return whole_test_flaky(test, last, earlier);
     };
@@ -226,6 +229,25 @@ mod tests {
         assert_eq!(counts.unwrap(), "1 passed");
         let expected = "the test failed with exit code 3; its last lines:\nfirst\nlast";
         assert_eq!(failure.unwrap(), expected);
+    }
+
+    #[test]
+    fn an_attempt_that_ends_before_it_has_cases_leaves_those_of_the_one_before() {
+        use Outcome::{Failed, Passed};
+        let late = |attempt: Attempt| Attempt {
+            ended: Ended { is_late: true, ..attempt.ended },
+            ..attempt
+        };
+        let first = || attempt(1, &[("a", Failed), ("b", Passed)]);
+        for second in [without_cases(137), late(without_cases(0))] {
+            let (counts, failure) = of(&[first(), second]);
+            assert_eq!(counts.unwrap(), "1 passed, 1 failed");
+            assert!(failure.unwrap().ends_with(": a.spec › a: a at exit 1"));
+        }
+        // A runner that is stopped may be content with the half.
+        let half = late(attempt(0, &[("a", Failed), ("a", Passed)]));
+        assert_eq!(of(&[half]).0.unwrap(), "1 passed, 1 failed");
+        assert_eq!(of(&[without_cases(1), late(without_cases(0))]).0, None);
     }
 
     #[test]

@@ -20,6 +20,18 @@ pub const CASES_BYTES_MAX: usize = 128 * 1024;
 /// The most pictures of one test that the comment shows.
 pub const COMMENT_IMAGES_MAX: usize = 4;
 
+/// The longest path of a file among the artifacts, in bytes.
+pub const ARTIFACT_PATH_BYTES_MAX: usize = 1_000;
+
+/// Whether artifacts may have a file with this path: on every system it is one path, and can be shown.
+pub fn is_artifact_path(path: &str) -> bool {
+    let has_odd = path.chars().any(|char| char.is_control() || char == '\\');
+    !path.is_empty()
+        && path.len() <= ARTIFACT_PATH_BYTES_MAX
+        && !has_odd
+        && path.split('/').all(|part| !matches!(part, "" | "." | ".."))
+}
+
 /// The longest picture that the comment shows, in bytes: GitHub's image proxy passes on no longer one.
 pub const COMMENT_IMAGE_BYTES_MAX: u64 = 5 * 1024 * 1024;
 

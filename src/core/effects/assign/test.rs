@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use anyhow::Context as _;
 use secrecy::ExposeSecret as _;
 use stagely_protocol::{
-    CoreMessage, MESSAGE_BYTES_MAX, RegistryAuth, Secrets, Test as TestMessage, TestedPreview,
+    CoreMessage, ImageRef, MESSAGE_BYTES_MAX, RegistryAuth, Secrets, Test as TestMessage,
+    TestedPreview,
 };
-use stagely_state::{Access, Attempt, Job};
+use stagely_state::{Access, Attempt, Job, Project, Run, UsedImage};
 use thiserror::Error;
 
 use super::deploy::used_image;
@@ -16,6 +17,8 @@ use crate::core::records::Records;
 
 /// What a TEST holds beside its records.
 pub(super) struct TestInputs<'a> {
+    /// `registry.url`.
+    pub(super) registry: &'a str,
     pub(super) registry_auth: Option<RegistryAuth>,
     pub(super) secrets: Secrets,
     pub(super) links: &'a PreviewLinks,
@@ -42,9 +45,16 @@ pub(super) fn message(
         Some(_) => Some(tested_preview(records, job, test.is_on_preview(), inputs.links)?),
         None => None,
     };
+    let image = used_image(records, &test.image)?;
+    let run = records.runs.get(&job.run).context("the job's run has no record")?;
+    let project = records.projects.get(&run.project).context("the run's project has no record")?;
+    let is_own = match &test.image {
+        UsedImage::Job { .. } => true,
+        UsedImage::Image { image } => is_of_registry(image, inputs.registry, run, project),
+    };
     let test = TestMessage {
         job_id: attempt.wire(),
-        image: used_image(records, &test.image)?,
+        image,
         command: test.command.clone(),
         env: test.env.clone(),
         secrets: inputs.secrets,
@@ -55,11 +65,22 @@ pub(super) fn message(
         artifacts: test.artifacts.clone(),
         comment_images: test.comment_images.clone(),
         timeout_seconds: job.timeout.as_secs(),
-        registry_auth: inputs.registry_auth,
+        registry_auth: inputs.registry_auth.filter(|_| is_own),
     };
     let message = CoreMessage::Test(Box::new(test));
     let bytes = message.to_json().len();
     if bytes > MESSAGE_BYTES_MAX { Err(TooLong { bytes }.into()) } else { Ok(message) }
+}
+
+/// Whether the login of core's registry goes to an image that `stagely.yaml` names, whose author may be a stranger: never to
+/// another registry, and for a fork to the images of its project alone.
+fn is_of_registry(image: &ImageRef, registry: &str, run: &Run, project: &Project) -> bool {
+    let below = image.as_str().strip_prefix(registry).and_then(|rest| rest.strip_prefix('/'));
+    below.is_some_and(|path| {
+        let of_project =
+            path.strip_prefix(&*project.name).is_some_and(|rest| rest.starts_with('/'));
+        !run.from_fork || of_project
+    })
 }
 
 /// Where the preview is, and what opens it.
@@ -101,7 +122,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::config::Config;
+    use crate::config::{Config, RegistryConfig};
     use crate::core::effects::Effects;
     use crate::core::fixtures;
     use crate::core::records::SharedRecords;
@@ -266,6 +287,39 @@ mod tests {
             records.runs.values_mut().for_each(|run| run.from_fork = true);
         });
         assert!(world.test().await.secrets.is_empty());
+    }
+
+    #[tokio::test]
+    async fn only_images_of_cores_registry_get_its_login() {
+        let mut world = World::new();
+        let folder = tempfile::tempdir().unwrap();
+        let password_file = folder.path().join("password");
+        std::fs::write(&password_file, "very secret").unwrap();
+        world.effects.assigner.login = RegistryConfig {
+            url: Some("registry.internal/team".to_owned()),
+            username: Some("stagely".to_owned()),
+            password_file: Some(password_file),
+            insecure: false,
+        };
+        for (image, from_fork, is_sent) in [
+            ("registry.internal/team/shop/main:tools", false, true),
+            ("registry.internal/team/shop/main:tools", true, true),
+            ("registry.internal/team/other/main:tools", false, true),
+            ("registry.internal/team/other/main:tools", true, false),
+            ("registry.internal/team/shopping/main:tools", true, false),
+            ("registry.internal/teams/shop:1", false, false),
+            ("registry.internal/other/shop:1", false, false),
+            ("registry.internal.evil.example/team/shop:1", false, false),
+            ("evil.example/registry.internal/team/shop:1", false, false),
+            ("docker.io/library/node:24", false, false),
+        ] {
+            world.change(|test| test.image = UsedImage::Image { image: image.parse().unwrap() });
+            world.records.write(|records| {
+                records.runs.values_mut().for_each(|run| run.from_fork = from_fork);
+            });
+            let test = world.test().await;
+            assert_eq!(test.registry_auth.is_some(), is_sent, "{image} {from_fork}");
+        }
     }
 
     #[tokio::test]

@@ -89,10 +89,27 @@ fn headline(view: &ReportView<'_>) -> String {
         RunState::Deploying => "⏳ Deploying…".to_owned(),
         RunState::Testing => "⏳ Testing…".to_owned(),
         RunState::Completed => "✅ Build completed".to_owned(),
-        RunState::Failed { .. } => format!("❌ Build failed [View Logs]({})", logs_url(view)),
+        RunState::Failed { .. } => {
+            format!("❌ {} failed [View Logs]({})", failed_part(view), logs_url(view))
+        }
         RunState::Cancelled { reason } => format!("⏹ Build cancelled{}", why(*reason)),
     };
     format!("### {text}")
+}
+
+/// What of the run has failed, in its first phase that did.
+fn failed_part(view: &ReportView<'_>) -> &'static str {
+    let phases = view.failed_jobs().map(|job| match job.kind {
+        JobKind::Build { .. } | JobKind::Merge { .. } => 0,
+        JobKind::Deploy { .. } => 1,
+        JobKind::Test { .. } => 2,
+    });
+    match phases.min() {
+        // Without a failed job, the plan failed.
+        None | Some(0) => "Build",
+        Some(1) => "Deployment",
+        Some(_) => "Test",
+    }
 }
 
 /// The log of the only failed job, or the page of the run.

@@ -3,7 +3,7 @@
 use stagely_protocol::{
     CHANGED_FILES_MAX, COMMENT_IMAGES_MAX, CacheMiss, ChangedFile, CloneProblem, FailureReason,
     MissCause, Preview, ServiceState, Status, StatusState, Step, StoredArtifacts, SystemInfo,
-    TestResults,
+    TestResults, is_artifact_path,
 };
 use stagely_state::ids::MachineId;
 use stagely_state::{Attempt, Event, JobFailure, JobOutcome, JobReport};
@@ -24,7 +24,6 @@ const MISS_NAMES_MAX: usize = 100;
 const MISS_BYTES_MAX: usize = 1_000;
 const SYSTEM_BYTES_MAX: usize = 256;
 const EMULATED_MAX: usize = 32;
-const ARTIFACT_PATH_BYTES_MAX: usize = 1_000;
 const SERVICES_MAX: usize = 100;
 const SERVICE_BYTES_MAX: usize = 256;
 
@@ -71,7 +70,7 @@ pub(super) fn status_event(machine: MachineId, attempt: Attempt, status: Status)
 
 /// Only paths that an archive may have stay. A test's files have any names.
 fn cut_artifacts(mut artifacts: StoredArtifacts) -> StoredArtifacts {
-    artifacts.comment_images.retain(|path| path.len() <= ARTIFACT_PATH_BYTES_MAX);
+    artifacts.comment_images.retain(|path| is_artifact_path(path));
     artifacts.comment_images.truncate(COMMENT_IMAGES_MAX);
     artifacts
 }

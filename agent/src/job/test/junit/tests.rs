@@ -197,19 +197,44 @@ fn visited(bytes: &[u8]) -> (Option<Counts>, Vec<String>) {
 
 #[test]
 fn a_damaged_file_is_named_and_what_stands_before_the_damage_counts() {
-    for damage in [
-        "<testcase name='b'",
-        "</wrong>",
-        "<testcase name='b'><failure>",
-        "<!-- no end",
-        &"<x>".repeat(200),
-    ] {
+    for damage in ["<testcase name='b'", "</wrong>", "<!-- no end", &"<x>".repeat(200)] {
         let text = format!("<testsuites><testsuite name='s'><testcase name='a'/>{damage}");
         let (counts, warnings) = visited(text.as_bytes());
         assert_eq!(counts, Some((1, 0, 0, 0)), "{damage}");
         assert_eq!(warnings.len(), 1, "{damage}");
         assert!(warnings[0].starts_with("the JUnit file `a.xml` is damaged: "), "{warnings:?}");
     }
+}
+
+#[test]
+fn a_failure_counts_although_its_case_does_not_end() {
+    let text = "<testsuite><testcase name='ok'/><testcase name='open'><failure message='lost'>";
+    let (counts, warnings) = visited(text.as_bytes());
+    assert_eq!(
+        counts,
+        visited(
+            b"<testsuite><testcase name='ok'/><testcase name='a'><error/></testcase></testsuite>"
+        )
+        .0
+    );
+    assert!(warnings[0].contains("it ends within an element"), "{warnings:?}");
+    let open = "<testsuite><testcase name='ok'/><testcase name='open'>";
+    assert_eq!(
+        visited(open.as_bytes()).0,
+        visited(b"<testsuite><testcase name='ok'/></testsuite>").0
+    );
+}
+
+#[test]
+fn long_names_are_cut_where_they_are_read() {
+    let name = "x".repeat(4 * 1024 * 1024);
+    let cases = "<testcase/>".repeat(200_000);
+    let text =
+        format!("<testsuite name='{name}'>{cases}<testcase><failure/></testcase></testsuite>");
+    let mut all = all();
+    assert!(read(&text, &mut all).1.is_ok());
+    assert_eq!((all.passed, all.failed.len()), (200_000, 1));
+    assert!(all.failed[0].suite.len() <= TEXT_BYTES_MAX, "{}", all.failed[0].suite.len());
 }
 
 #[test]

@@ -646,6 +646,7 @@ fn tests_are_told_with_the_cases_that_failed() {
     fixture.end_run(RunState::Failed { plan_error: None });
     let text = middle(&fixture, &Excerpts::new());
     assert!(text.contains("- `e2e`: ❌ 34 passed, 1 failed\n"), "{text}");
+    assert!(text.contains("### ❌ Test failed [View Logs]("), "{text}");
     let case = format!(
         "❌ login.spec.ts › remembers me · [Log]({})\n\nexpected true\n\n```text\nat login.spec.ts 7\n```",
         log(2)
