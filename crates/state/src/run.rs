@@ -334,6 +334,13 @@ pub enum WantedTests {
     None,
 }
 
+impl WantedTests {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference to the field")]
+    fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// One commit's way through an environment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(remote = "Self")]
@@ -361,7 +368,7 @@ pub struct Run {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub with_preview: Option<bool>,
     /// Which tests of `stagely.yaml` it runs.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "WantedTests::is_usual")]
     pub wanted_tests: WantedTests,
     /// Whether its preview gets fresh data, whatever `reset_when` of `stagely.yaml` says.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
