@@ -24,7 +24,7 @@ use crate::api::JobView;
 use crate::core::artifacts::{Extent, FileIndex, Found};
 use crate::core::http::artifacts::ranged;
 
-/// A report loads what lies beside it and nothing from elsewhere, and sends nothing elsewhere.
+/// A report loads what lies beside it and nothing from elsewhere, and its forms send nothing. Its links may lead away.
 const POLICY: &str = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; base-uri 'self'; \
                       form-action 'none'; frame-ancestors 'self'";
 
