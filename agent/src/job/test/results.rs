@@ -55,10 +55,15 @@ pub(super) fn attempts_results(test: &Test, attempts: &[Attempt]) -> Option<Test
     let Some(cases) = &last.cases else {
         return whole_test_flaky(test, last, earlier);
     };
-    let retried = cases.failed.iter().filter(|case| last.is_retried(case));
-    let mut flaky: Vec<&Case> = cases.flaky.iter().chain(retried).collect();
-    // Those that passed later are among the passed ones.
-    let mut also_passed = flaky.len() - cases.flaky.len();
+    let mut flaky: Vec<&Case> = cases.flaky.iter().collect();
+    // Those that passed later are among the passed ones, each once, however often they failed before.
+    let mut also_passed = 0;
+    for case in cases.failed.iter().filter(|case| last.is_retried(case)) {
+        if !flaky.iter().any(|known| known.key == case.key) {
+            flaky.push(case);
+            also_passed += 1;
+        }
+    }
     for case in earlier.iter().rev().flat_map(Attempt::failed) {
         let is_known = flaky.iter().any(|known| known.key == case.key)
             || last.failed().any(|failed| failed.key == case.key);
@@ -70,7 +75,7 @@ pub(super) fn attempts_results(test: &Test, attempts: &[Attempt]) -> Option<Test
     let failed = last.failed().map(|case| result(case, CaseOutcome::Failed));
     let listed = failed.chain(flaky.iter().map(|case| result(case, CaseOutcome::Flaky)));
     Some(TestResults {
-        passed: cases.passed.saturating_sub(also_passed as u64),
+        passed: cases.passed.saturating_sub(also_passed),
         failed: last.failed_count(),
         skipped: cases.skipped,
         flaky: flaky.len() as u64 + cases.more_flaky,
@@ -218,6 +223,8 @@ mod tests {
     fn a_case_that_the_runner_lists_again_as_passed_is_flaky_if_the_runner_is_content() {
         let twice = [("a", Outcome::Failed), ("a", Outcome::Passed), ("b", Outcome::Passed)];
         assert_eq!(of(&[attempt(0, &twice)]), (Some("1 passed, 1 flaky".to_owned()), None));
+        let thrice = [("a", Outcome::Failed), ("a", Outcome::Failed), ("a", Outcome::Passed)];
+        assert_eq!(of(&[attempt(0, &thrice)]), (Some("0 passed, 1 flaky".to_owned()), None));
         let (counts, failure) = of(&[attempt(1, &twice)]);
         assert_eq!(counts.unwrap(), "2 passed, 1 failed");
         assert!(failure.is_some());
