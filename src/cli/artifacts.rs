@@ -80,7 +80,7 @@ async fn download(client: &Client, run: &RunView, folder: &Path) -> anyhow::Resu
         bail!("the tests of {} have left no artifacts", run.id);
     }
     for (job, artifacts) in jobs {
-        let target = folder.join(folder_name(&job.name));
+        let target = folder.join(folder_of(&job.name));
         let mut archive = tempfile::tempfile().context("cannot create a file for the download")?;
         let mut response = client.artifacts(job.id).await?;
         while let Some(bytes) = response.chunk().await.context("the download broke off")? {
@@ -97,8 +97,13 @@ async fn download(client: &Client, run: &RunView, folder: &Path) -> anyhow::Resu
 }
 
 /// The name of a job as that of one folder.
-fn folder_name(job: &str) -> String {
-    let name: String = job
+/// The folder of a job: `test/unit/1`. Parts of the name that lead elsewhere are no parts of the path.
+fn folder_of(job: &str) -> PathBuf {
+    job.split('/').map(folder_name).collect()
+}
+
+fn folder_name(part: &str) -> String {
+    let name: String = part
         .chars()
         .map(|char| if char.is_alphanumeric() || "-_.".contains(char) { char } else { '-' })
         .collect();
@@ -197,6 +202,8 @@ mod tests {
     #[test]
     fn the_folder_of_a_test_has_a_plain_name() {
         assert_eq!(folder_name("e2e (2/3)"), "e2e--2-3-");
+        assert_eq!(folder_of("test/unit/1"), Path::new("test/unit/1"));
+        assert_eq!(folder_of("test/../unit-1"), Path::new("test/test/unit-1"));
         assert_eq!(folder_name(".."), "test");
     }
 }
