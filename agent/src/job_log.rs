@@ -120,6 +120,7 @@ pub(crate) struct CommandLog<'a> {
 
 /// Turns masked bytes into lines.
 pub(crate) struct LineStream {
+    masker: Masker,
     masked: MaskedStream,
     /// The beginning of a line whose end has not been read, masked.
     begun: Vec<u8>,
@@ -160,7 +161,7 @@ impl<'a> CommandLog<'a> {
 
 impl LineStream {
     pub(crate) fn new(masker: &Masker) -> Self {
-        Self { masked: masker.stream(), begun: Vec::new() }
+        Self { masker: masker.clone(), masked: masker.stream(), begun: Vec::new() }
     }
 
     /// Adds bytes, and returns the lines that are complete.
@@ -186,7 +187,8 @@ impl LineStream {
                 None => return lines,
             };
             let line = String::from_utf8_lossy(&self.begun[..length]);
-            lines.push(line.trim_end_matches('\r').to_owned());
+            let line = self.masker.mask_shown(line.trim_end_matches('\r'));
+            lines.push(line.into_owned());
             self.begun.drain(..length + skipped);
         }
     }
@@ -210,6 +212,12 @@ mod tests {
     #[test]
     fn output_becomes_masked_lines_however_it_is_cut() {
         let (kept, mut secrets) = (Arc::new(Kept::default()), MaskerBuilder::default());
+        secrets.credential("hunter2hunter2");
+        let coloured = "key hunter2\u{1b}[31mhunter2\u{1b}[0m end\n\u{1b}[32mgreen\u{1b}[0m";
+        let mut lines = LineStream::new(&secrets.build().unwrap());
+        assert_eq!(lines.push(coloured.as_bytes()), ["key *** end"]);
+        assert_eq!(lines.finish(), ["\u{1b}[32mgreen\u{1b}[0m"]);
+        let mut secrets = MaskerBuilder::default();
         secrets.credential("hunter2hunter2");
         let sink: Arc<dyn LineSink> = Arc::clone(&kept) as _;
         let log = JobLog::new(sink, secrets.build().unwrap(), CancellationToken::new());

@@ -12,11 +12,13 @@
 mod folded;
 mod forms;
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
 use aho_corasick::{AhoCorasick, MatchKind};
+use stagely_protocol::text::readable;
 use url::Url;
 
 use self::folded::{FoldedSecrets, Found};
@@ -187,8 +189,26 @@ impl Masker {
         Ok(Self(Some(Arc::new(patterns))))
     }
 
-    /// `text` without secrets.
+    /// `text` without secrets, also as it looks without colours.
     pub fn mask(&self, text: &str) -> String {
+        let masked = self.mask_raw(text);
+        let lines = masked.split('\n').map(|line| self.mask_shown(line));
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
+    /// A line without the secrets that control sequences cut: those who read it without a terminal would see them whole. Such a
+    /// line loses its colours.
+    pub(crate) fn mask_shown<'a>(&self, line: &'a str) -> Cow<'a, str> {
+        let is_plain = |byte: u8| byte == b'\t' || (b' '..=b'~').contains(&byte);
+        if self.0.is_none() || line.bytes().all(is_plain) {
+            return line.into();
+        }
+        let shown = readable(line);
+        let masked = self.mask_raw(&shown);
+        if masked == shown { line.into() } else { masked.into() }
+    }
+
+    fn mask_raw(&self, text: &str) -> String {
         let mut masked = Vec::with_capacity(text.len());
         let mut stream = self.stream();
         stream.push(text.as_bytes(), &mut masked);

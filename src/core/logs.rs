@@ -9,7 +9,6 @@ mod chunk;
 mod id;
 mod live;
 mod tables;
-mod text;
 mod writer;
 
 use std::collections::BTreeSet;
@@ -35,7 +34,6 @@ use crate::config::Config;
 
 pub use id::LogId;
 pub use live::{LiveLines, NewLines};
-pub(crate) use text::{is_hidden, readable};
 
 /// Most commands that wait for the writer. Then appenders wait, and so do their agents.
 const WAITING_MAX: usize = 256;

@@ -6,6 +6,7 @@
 
 pub mod agent_config;
 pub mod paths;
+pub mod text;
 
 mod archive;
 mod artifacts;

@@ -1,16 +1,16 @@
-//! Log lines for readers without a terminal.
+//! Log lines for readers without a terminal. Core shows lines like that, and agents mask what they say then.
 
 use console::strip_ansi_codes;
 
 /// `line` without colours, without invisible characters, and without those that reorder others, because anybody may
 /// write a build's output.
-pub(crate) fn readable(line: &str) -> String {
+pub fn readable(line: &str) -> String {
     let stripped = strip_ansi_codes(line);
     stripped.chars().filter(|&c| c == '\t' || !is_hidden(c)).collect()
 }
 
 /// Control characters, line and paragraph separators, and the marks that reorder a text for the eye alone.
-pub(crate) fn is_hidden(c: char) -> bool {
+pub fn is_hidden(c: char) -> bool {
     c.is_control()
         || matches!(
             c,

@@ -22,6 +22,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use secrecy::SecretString;
 use serde::Deserialize;
+use stagely_protocol::text::readable;
 use stagely_protocol::{ErrorChain, FailureReason, Step};
 use stagely_state::ids::{EnvironmentId, JobId, RunId};
 use stagely_state::{Approval, Attempt};
@@ -34,7 +35,7 @@ use crate::api::{
 };
 use crate::core::costs;
 use crate::core::github::report::view::seconds;
-use crate::core::logs::{LogError, LogId, StoredLine, readable};
+use crate::core::logs::{LogError, LogId, StoredLine};
 use crate::core::previews::PreviewHosts;
 use crate::core::store::StoreError;
 

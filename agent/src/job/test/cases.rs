@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
+use stagely_protocol::text::readable;
 use stagely_protocol::{
     CASE_LINE_BYTES_MAX, CASE_LINES_MAX, CASE_MESSAGE_BYTES_MAX, CASE_NAME_BYTES_MAX,
 };
@@ -142,24 +143,10 @@ fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Removes the control sequences of terminals, and control characters but for the ends of lines.
-pub(super) fn plain(text: &str) -> String {
-    let mut plain = String::with_capacity(text.len());
-    let mut chars = text.chars().peekable();
-    while let Some(char) = chars.next() {
-        match char {
-            '\u{1b}' if chars.peek() == Some(&'[') => {
-                chars.next();
-                // Parameters, up to the letter that ends the sequence.
-                while chars.next().is_some_and(|char| !('@'..='~').contains(&char)) {}
-            }
-            '\n' => plain.push('\n'),
-            '\t' => plain.push_str("    "),
-            char if char.is_control() => {}
-            char => plain.push(char),
-        }
-    }
-    plain
+/// Removes control sequences, and shows tabs as spaces.
+fn plain(text: &str) -> String {
+    let lines = text.lines().map(|line| readable(line).replace('\t', "    "));
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]
@@ -182,6 +169,15 @@ mod tests {
             seconds: 1.0,
         };
         cases.add(Outcome::Failed, &case);
+        let coloured = "hunter2\u{1b}[31mhunter2\u{1b}[0m";
+        let highlighted = ReadCase {
+            message: format!("x {coloured} y"),
+            text: coloured.to_owned(),
+            ..case.clone()
+        };
+        cases.add(Outcome::Failed, &highlighted);
+        let shown = &cases.failed[1];
+        assert_eq!((&*shown.message, &shown.lines[..]), ("x *** y", &["***".to_owned()][..]));
         let kept = &cases.failed[0];
         assert_eq!((&*kept.suite, kept.name.len()), ("a.spec", CASE_NAME_BYTES_MAX));
         assert!(kept.message.ends_with("m***"), "{}", kept.message);

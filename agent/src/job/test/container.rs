@@ -19,10 +19,11 @@ use bollard::query_parameters::{
 };
 use futures_util::StreamExt as _;
 use futures_util::stream::Stream;
+use stagely_protocol::text::readable;
 use stagely_protocol::{FailureReason, Stream as OutputStream, WireId};
 use tokio::time::{sleep_until, timeout};
 
-use super::cases::{cut, plain};
+use super::cases::cut;
 use super::environment::environment;
 use super::network::TestNetwork;
 use super::{JobError, Testing, engine_error, stopped};
@@ -193,7 +194,8 @@ impl<'a> TestContainer<'a> {
     async fn exit(&self) -> Result<ContainerState, JobError> {
         let engine = &self.testing.engine;
         let backoff = || Backoff::constant(ENGINE_INTERVAL, ENGINE_LIMIT);
-        let mut failures = backoff();
+        // Since when it does not say.
+        let mut failures = None;
         loop {
             let options = WaitContainerOptionsBuilder::new().condition("not-running").build();
             let _ = pin!(engine.wait_container(&self.id, Some(options))).next().await;
@@ -208,7 +210,6 @@ impl<'a> TestContainer<'a> {
                     if state.running != Some(true) {
                         return Ok(state);
                     }
-                    failures = backoff();
                     None
                 }
                 Err(error @ EngineError::DockerResponseServerError { status_code: 404, .. }) => {
@@ -216,9 +217,11 @@ impl<'a> TestContainer<'a> {
                 }
                 Err(error) => Some(error),
             };
-            if !failures.wait(self.testing.stop, |_| {}).await {
+            let mut pause = failures.take().filter(|_| error.is_some()).unwrap_or_else(backoff);
+            if !pause.wait(self.testing.stop, |_| {}).await {
                 return Err(error.map_or_else(stopped, |error| engine_error(&error)));
             }
+            failures = error.map(|_| pause);
         }
     }
 
@@ -303,7 +306,7 @@ impl<'a> OutputLog<'a> {
 
     fn append(&mut self, stream: OutputStream, lines: Vec<String>) {
         for line in lines.iter().filter(|line| !line.trim().is_empty()) {
-            let mut shown = plain(line);
+            let mut shown = readable(line);
             if shown.len() > LAST_LINE_BYTES_MAX {
                 shown = format!("{}…", cut(&shown, LAST_LINE_BYTES_MAX));
             }

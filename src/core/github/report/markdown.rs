@@ -3,7 +3,7 @@
 //!
 //! Source: GitHub Flavored Markdown, 0.29.
 
-use crate::core::logs::{is_hidden, readable};
+use stagely_protocol::text::{is_hidden, readable};
 
 /// An invisible character behind `@` and `#`. Entities do not prevent mentions and references, because GitHub
 /// looks for them after it has decoded entities.
