@@ -187,13 +187,14 @@ impl Machine {
         now.min(self.paid_until_max()).max(least).max(bill.settled_until)
     }
 
-    /// Its cost until `now`: what is in the accounts, and what is not yet. `None` if it has no bill.
+    /// Its cost until `now`: what is in the accounts, and what is not yet. The least time counts from its beginning, because it is
+    /// owed then. `None` if it has no bill.
     pub fn cost(&self, now: Timestamp) -> Option<Cost> {
         let bill = self.bill.as_ref()?;
         let amount = if bill.ended_at.is_some() {
             bill.settled
         } else {
-            bill.cost_until(self.paid_until(now, false)).max(bill.settled)
+            bill.cost_until(self.paid_until(now, true)).max(bill.settled)
         };
         Some(Cost { amount, approximate: bill.approximate })
     }
@@ -202,7 +203,7 @@ impl Machine {
     pub fn unsettled(&self, now: Timestamp) -> Vec<(Month, Cost)> {
         match &self.bill {
             Some(bill) if bill.ended_at.is_none() => {
-                bill.clone().settle(self.paid_until(now, false))
+                bill.clone().settle(self.paid_until(now, true))
             }
             _ => Vec::new(),
         }

@@ -53,6 +53,20 @@ fn a_short_life_costs_a_minute() {
 }
 
 #[test]
+fn the_first_minute_is_shown_from_its_beginning() {
+    let mut machine = machine(Timestamp(0));
+    let none = Some(Cost::default());
+    assert_eq!(machine.cost(Timestamp(5_000)), none, "it does not run yet");
+    bill(&mut machine).begin(Timestamp(0), Some(Usd(350_000)), false);
+    for now in [0, 5_000, MINUTE] {
+        assert_eq!(machine.cost(Timestamp(now)).unwrap().amount, Usd(6_000));
+        let unsettled = machine.unsettled(Timestamp(now));
+        assert_eq!(total(&unsettled), Usd(6_000));
+    }
+    assert_eq!(machine.cost(Timestamp(2 * MINUTE)).unwrap().amount, Usd(12_000));
+}
+
+#[test]
 fn a_machine_that_nobody_could_end_costs_until_its_dead_man_switch() {
     let mut machine = machine(Timestamp(0));
     bill(&mut machine).begin(Timestamp(0), None, false);
