@@ -1,4 +1,5 @@
-//! Masks secrets in everything that leaves the machine, before it is written anywhere.
+//! Masks secrets in all texts that leave the machine, before they are written anywhere. Artifacts of tests are files and stay as
+//! they are.
 //!
 //! A secret is found raw, in upper and lower case, in JSON strings, in URLs, quoted for a shell, in hexadecimal digits,
 //! and base64-encoded (both alphabets, all three alignments, also in lines of 16 characters or more). Raw and

@@ -14,7 +14,10 @@ use crate::api::{counts, total};
 /// The whole section.
 const SECTION_BYTES_MAX: usize = 8_000;
 
-/// The cases of one test that are named. The run's page has all.
+/// The part of the section that pictures may take. Cases leave it to them.
+const PICTURES_BYTES_MAX: usize = 3_000;
+
+/// The cases of one test that are named. The page of its job has all.
 const CASES_MAX: usize = 10;
 
 /// The last lines of a case.
@@ -33,11 +36,18 @@ pub(super) fn section(view: &ReportView<'_>) -> Option<String> {
     for (name, shards) in &tests {
         let _ = writeln!(text, "- {}: {}", code(name, WORDS_CHARS_MAX), outcome(view, shards));
     }
+    let mut shown = String::new();
+    for shards in tests.values() {
+        let pictures = pictures(view, shards);
+        if shown.len() + pictures.len() <= PICTURES_BYTES_MAX {
+            shown.push_str(&pictures);
+        }
+    }
     let mut has_more = false;
     for job in tests.values().flatten() {
         for case in told(job) {
             let case = case_text(view, job, case);
-            if text.len() + case.len() > SECTION_BYTES_MAX {
+            if text.len() + case.len() + shown.len() > SECTION_BYTES_MAX {
                 has_more = true;
                 break;
             }
@@ -45,14 +55,9 @@ pub(super) fn section(view: &ReportView<'_>) -> Option<String> {
         }
     }
     if has_more {
-        let _ = write!(text, "\n… and more: [all of them]({})\n", view.run_url());
+        let _ = write!(text, "\n… and more on the pages of [the run's jobs]({})\n", view.run_url());
     }
-    for shards in tests.values() {
-        let pictures = pictures(view, shards);
-        if text.len() + pictures.len() <= SECTION_BYTES_MAX {
-            text.push_str(&pictures);
-        }
-    }
+    text.push_str(&shown);
     Some(text)
 }
 

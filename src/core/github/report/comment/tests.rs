@@ -681,6 +681,21 @@ fn pictures_of_tests_are_shown_where_github_can_fetch_them() {
     assert!(text.contains(&shown), "{text}");
     assert!(!text.contains("e.gif"), "one test shows four: {text}");
 
+    // However many cases have failed.
+    let lines = vec!["line ".repeat(40); 20];
+    let case = TestCase {
+        suite: "login.spec.ts".to_owned(),
+        name: "remembers me".to_owned(),
+        outcome: CaseOutcome::Failed,
+        message: "expected true".to_owned(),
+        lines,
+        seconds: 1.0,
+    };
+    let results = TestResults { failed: 30, cases: vec![case; 30], ..TestResults::default() };
+    fixture.job(1).results = Some(results);
+    let text = middle(&fixture, &Excerpts::new());
+    assert!(text.contains(&shown) && text.contains("… and more"), "{text}");
+
     fixture.open_logs = false;
     let text = middle(&fixture, &Excerpts::new());
     assert!(text.contains(&format!("\n[`a.png`]({})", url(1, 1))), "{text}");
